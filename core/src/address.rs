@@ -1,0 +1,122 @@
+//! Where a message goes, and the message with its destination.
+
+use std::{borrow::Cow, fmt, time::Duration};
+
+use crate::{Message, Result, check_name};
+
+/// Where a publish goes: a queue, or an exchange with a routing key.
+///
+/// # Example: both forms
+///
+/// ```
+/// use postrider_core::Address;
+///
+/// assert_eq!(Address::queue("orders").to_string(), "queue 'orders'");
+/// let address = Address::exchange("event_bus", "order.created");
+/// assert_eq!(address.to_string(), "exchange 'event_bus' with key 'order.created'");
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// A queue by its name.
+    Queue(Cow<'static, str>),
+    /// An exchange by its name, and the key that it routes by.
+    Exchange {
+        /// The exchange; the empty name is the default exchange, which routes to the queue that
+        /// has the routing key's name.
+        exchange: Cow<'static, str>,
+        /// The routing key; it may be empty.
+        routing_key: Cow<'static, str>,
+    },
+}
+
+impl Address {
+    /// The queue `name`.
+    pub fn queue(name: impl Into<Cow<'static, str>>) -> Self {
+        Self::Queue(name.into())
+    }
+
+    /// The exchange `exchange` with `routing_key`.
+    pub fn exchange(
+        exchange: impl Into<Cow<'static, str>>,
+        routing_key: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Self::Exchange {
+            exchange: exchange.into(),
+            routing_key: routing_key.into(),
+        }
+    }
+
+    /// The exchange as the protocol names it: empty for a queue.
+    #[must_use]
+    pub fn exchange_name(&self) -> &str {
+        match self {
+            Self::Queue(_) => "",
+            Self::Exchange { exchange, .. } => exchange,
+        }
+    }
+
+    /// The routing key as the protocol names it: for a queue, its name.
+    #[must_use]
+    pub fn routing_key(&self) -> &str {
+        match self {
+            Self::Queue(name) => name,
+            Self::Exchange { routing_key, .. } => routing_key,
+        }
+    }
+
+    /// Checks both names against the limits of the protocol.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid), as [`check_name`].
+    pub fn check(&self, operation: &'static str) -> Result<()> {
+        check_name(operation, self.exchange_name())?;
+        check_name(operation, self.routing_key())
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Queue(name) => write!(f, "queue '{name}'"),
+            Self::Exchange {
+                exchange,
+                routing_key,
+            } => {
+                write!(f, "exchange '{exchange}' with key '{routing_key}'")
+            }
+        }
+    }
+}
+
+/// A message, where it goes, and how long the broker should hold it before that.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Envelope {
+    /// The destination; on a delivery, the address it was published to.
+    pub address: Address,
+    /// What is sent.
+    pub message: Message,
+    /// How long it waits before it becomes visible in its queue. Default: zero. Needs
+    /// [`Capabilities::delayed_publish`](crate::Capabilities::delayed_publish).
+    pub delay: Duration,
+}
+
+impl Envelope {
+    /// `message` for `address`, without delay.
+    #[must_use]
+    pub const fn new(address: Address, message: Message) -> Self {
+        Self {
+            address,
+            message,
+            delay: Duration::ZERO,
+        }
+    }
+
+    /// Sets [`delay`](Self::delay).
+    #[must_use]
+    pub const fn after(mut self, delay: Duration) -> Self {
+        self.delay = delay;
+        self
+    }
+}

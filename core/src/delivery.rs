@@ -1,0 +1,210 @@
+//! A message on its way to a handler, and its settlement.
+
+use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
+
+use crate::{Address, Envelope, Message};
+
+/// What becomes of a delivered message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Settlement {
+    /// It is done with; the queue forgets it.
+    Ack,
+    /// It failed and comes again after this time, counted as a failure. Without a delay it goes
+    /// back to its old place in the queue.
+    Retry {
+        /// How long it stays hidden.
+        after: Duration,
+    },
+    /// It will never succeed; it goes to the queue's dead-letter exchange, or is dropped where
+    /// there is none.
+    Reject {
+        /// Why, for people.
+        reason: Cow<'static, str>,
+    },
+    /// It goes back to its old place in the queue and is not counted as a failure.
+    Release,
+    /// Its delivery was dropped unsettled: as [`Release`](Self::Release), and reported as an event.
+    Abandon,
+}
+
+/// Takes settlements; implemented by transports.
+///
+/// Settling is synchronous and only enqueues: whoever owns the channel applies it and may gather
+/// several into one frame, but never settles a tag that was not given here.
+pub trait SettlementSink: fmt::Debug + Send + Sync {
+    /// Settles the delivery `tag`. A tag of an epoch that has ended is dropped and reported as
+    /// [`TransportEvent::StaleSettlement`](crate::TransportEvent::StaleSettlement).
+    fn settle(&self, tag: u64, settlement: Settlement);
+}
+
+/// What a broker says about one delivery.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeliveryInfo {
+    /// The queue it was taken from.
+    pub queue: Arc<str>,
+    /// The how-manieth delivery of this message from this queue it is, from 1. On classic queues
+    /// of brokers without [`exact_attempts`](crate::Capabilities::exact_attempts) it is 1 or 2.
+    pub attempt: u32,
+    /// How many earlier deliveries count as failures toward the queue's delivery limit.
+    pub failures: u32,
+    /// Whether it was delivered before, to anyone.
+    pub redelivered: bool,
+}
+
+impl DeliveryInfo {
+    /// The first delivery of a message from `queue`.
+    #[must_use]
+    pub const fn first(queue: Arc<str>) -> Self {
+        Self {
+            queue,
+            attempt: 1,
+            failures: 0,
+            redelivered: false,
+        }
+    }
+}
+
+/// A message on its way to a handler. It is settled once, by value.
+///
+/// Dropping it unsettled gives it back as [`release`](Self::release) does, and the transport
+/// reports that as an event. Settling does not wait for the broker: when the connection is lost
+/// first, the message is delivered again.
+///
+/// # Example: settling twice does not compile
+///
+/// ```compile_fail,E0382
+/// fn handle(delivery: postrider_core::Delivery) {
+///     delivery.ack();
+///     delivery.release();
+/// }
+/// ```
+#[derive(Debug)]
+#[must_use = "a delivery dropped unsettled goes back to its queue"]
+pub struct Delivery {
+    envelope: Arc<Envelope>,
+    info: DeliveryInfo,
+    tag: u64,
+    sink: Option<Arc<dyn SettlementSink>>,
+}
+
+impl Delivery {
+    /// A delivery that is settled through `sink` under `tag`; for transports.
+    pub fn new(
+        envelope: Arc<Envelope>,
+        info: DeliveryInfo,
+        tag: u64,
+        sink: Arc<dyn SettlementSink>,
+    ) -> Self {
+        Self {
+            envelope,
+            info,
+            tag,
+            sink: Some(sink),
+        }
+    }
+
+    /// The message.
+    #[must_use]
+    pub fn message(&self) -> &Message {
+        &self.envelope.message
+    }
+
+    /// Where it was published to; a dead letter's address is that of its last routing.
+    #[must_use]
+    pub fn address(&self) -> &Address {
+        &self.envelope.address
+    }
+
+    /// Message and address, shared with the transport.
+    #[must_use]
+    pub const fn envelope(&self) -> &Arc<Envelope> {
+        &self.envelope
+    }
+
+    /// What the broker says about this delivery.
+    #[must_use]
+    pub const fn info(&self) -> &DeliveryInfo {
+        &self.info
+    }
+
+    /// Done: the queue forgets the message. Call it once the effect is durable.
+    pub fn ack(self) {
+        self.settle(Settlement::Ack);
+    }
+
+    /// Failed for now: it comes again after `after`, counted as a failure. See
+    /// [`Settlement::Retry`].
+    pub fn retry(self, after: Duration) {
+        self.settle(Settlement::Retry { after });
+    }
+
+    /// Failed for good: it goes to the dead-letter exchange. See [`Settlement::Reject`].
+    pub fn reject(self, reason: impl Into<Cow<'static, str>>) {
+        self.settle(Settlement::Reject {
+            reason: reason.into(),
+        });
+    }
+
+    /// Back to the queue, uncounted: somebody else should have it.
+    pub fn release(self) {
+        self.settle(Settlement::Release);
+    }
+
+    /// Settles it as `settlement` says.
+    pub fn settle(mut self, settlement: Settlement) {
+        if let Some(sink) = self.sink.take() {
+            sink.settle(self.tag, settlement);
+        }
+    }
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        if let Some(sink) = self.sink.take() {
+            sink.settle(self.tag, Settlement::Abandon);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[derive(Debug, Default)]
+    struct Recorder(Mutex<Vec<(u64, Settlement)>>);
+
+    impl SettlementSink for Recorder {
+        fn settle(&self, tag: u64, settlement: Settlement) {
+            self.0.lock().unwrap().push((tag, settlement));
+        }
+    }
+
+    #[test]
+    fn a_delivery_is_settled_once_even_when_it_is_dropped() {
+        let sink = Arc::new(Recorder::default());
+        let deliver = |tag| {
+            let envelope = Arc::new(Envelope::new(Address::queue("q"), Message::new("")));
+            Delivery::new(envelope, DeliveryInfo::first("q".into()), tag, sink.clone())
+        };
+        deliver(1).ack();
+        drop(deliver(2));
+        deliver(3).retry(Duration::from_secs(1));
+        assert_eq!(
+            *sink.0.lock().unwrap(),
+            [
+                (1, Settlement::Ack),
+                (2, Settlement::Abandon),
+                (
+                    3,
+                    Settlement::Retry {
+                        after: Duration::from_secs(1)
+                    }
+                ),
+            ]
+        );
+    }
+}

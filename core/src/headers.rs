@@ -1,0 +1,173 @@
+//! Typed message headers.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+
+/// A header's value: the types that pass unharmed through every broker.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum HeaderValue {
+    /// True or false.
+    Bool(bool),
+    /// A signed whole number.
+    Int(i64),
+    /// A floating-point number.
+    Float(f64),
+    /// Text.
+    Text(Cow<'static, str>),
+    /// Bytes.
+    Bytes(Bytes),
+    /// A moment. AMQP 0.9.1 keeps whole seconds only.
+    Timestamp(DateTime<Utc>),
+    /// A list. Brokers may drop it on the way from one protocol to another, so Postrider itself
+    /// only reads lists (those of dead letters) and sends none; see
+    /// [`Capabilities::nested_headers`](crate::Capabilities::nested_headers).
+    List(Vec<Self>),
+    /// A table of headers, with the same reserve as [`List`](Self::List).
+    Map(Headers),
+}
+
+impl HeaderValue {
+    /// The text, when it is text.
+    #[must_use]
+    pub fn as_text(&self) -> Option<&str> {
+        if let Self::Text(text) = self {
+            Some(text)
+        } else {
+            None
+        }
+    }
+
+    /// The number, when it is a whole number.
+    #[must_use]
+    pub fn as_int(&self) -> Option<i64> {
+        if let Self::Int(number) = self {
+            Some(*number)
+        } else {
+            None
+        }
+    }
+
+    /// The truth value, when it is one.
+    #[must_use]
+    pub fn as_bool(&self) -> Option<bool> {
+        if let Self::Bool(value) = self {
+            Some(*value)
+        } else {
+            None
+        }
+    }
+
+    /// The items, when it is a list.
+    #[must_use]
+    pub fn as_list(&self) -> Option<&[Self]> {
+        if let Self::List(items) = self {
+            Some(items)
+        } else {
+            None
+        }
+    }
+
+    /// The table, when it is one.
+    #[must_use]
+    pub fn as_map(&self) -> Option<&Headers> {
+        if let Self::Map(headers) = self {
+            Some(headers)
+        } else {
+            None
+        }
+    }
+}
+
+macro_rules! header_value_from {
+    ($($from:ty => $variant:ident),* $(,)?) => {$(
+        impl From<$from> for HeaderValue {
+            fn from(value: $from) -> Self {
+                Self::$variant(value.into())
+            }
+        }
+    )*};
+}
+
+header_value_from! {
+    bool => Bool, i64 => Int, i32 => Int, u32 => Int, f64 => Float,
+    &'static str => Text, String => Text, Bytes => Bytes,
+    DateTime<Utc> => Timestamp, Vec<Self> => List, Headers => Map,
+}
+
+/// A message's headers, in the order they were set; a name appears once.
+///
+/// # Example: typed values
+///
+/// ```
+/// use postrider_core::Headers;
+///
+/// let mut headers = Headers::new();
+/// headers.set("tenant", "north");
+/// headers.set("retries", 3);
+/// assert_eq!(headers.get("retries").and_then(|value| value.as_int()), Some(3));
+/// assert_eq!(headers.len(), 2);
+/// ```
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Headers(Vec<(Cow<'static, str>, HeaderValue)>);
+
+impl Headers {
+    /// No headers.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    /// Sets a header, replacing the value it had.
+    pub fn set(&mut self, name: impl Into<Cow<'static, str>>, value: impl Into<HeaderValue>) {
+        let (name, value) = (name.into(), value.into());
+        match self.0.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, slot)) => *slot = value,
+            None => self.0.push((name, value)),
+        }
+    }
+
+    /// The value of a header. Names are case-sensitive.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&HeaderValue> {
+        self.0
+            .iter()
+            .find(|(known, _)| known == name)
+            .map(|(_, value)| value)
+    }
+
+    /// Removes a header and gives its value.
+    pub fn remove(&mut self, name: &str) -> Option<HeaderValue> {
+        let index = self.0.iter().position(|(known, _)| known == name)?;
+        Some(self.0.remove(index).1)
+    }
+
+    /// Name and value of each header, in the order they were set.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &HeaderValue)> {
+        self.0.iter().map(|(name, value)| (name.as_ref(), value))
+    }
+
+    /// How many headers there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl<K: Into<Cow<'static, str>>, V: Into<HeaderValue>> FromIterator<(K, V)> for Headers {
+    fn from_iter<I: IntoIterator<Item = (K, V)>>(pairs: I) -> Self {
+        let mut headers = Self::new();
+        for (name, value) in pairs {
+            headers.set(name, value);
+        }
+        headers
+    }
+}

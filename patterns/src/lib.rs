@@ -1,0 +1,1 @@
+//! The messaging patterns of Postrider.
