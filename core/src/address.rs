@@ -2,7 +2,9 @@
 
 use std::{borrow::Cow, fmt, time::Duration};
 
-use crate::{Message, Result, check_name};
+use crate::{
+    Capabilities, Delay, Error, ErrorKind, Message, Result, check_name, message::MAX_MILLIS,
+};
 
 /// Where a publish goes: a queue, or an exchange with a routing key.
 ///
@@ -40,10 +42,7 @@ impl Address {
         exchange: impl Into<Cow<'static, str>>,
         routing_key: impl Into<Cow<'static, str>>,
     ) -> Self {
-        Self::Exchange {
-            exchange: exchange.into(),
-            routing_key: routing_key.into(),
-        }
+        Self::Exchange { exchange: exchange.into(), routing_key: routing_key.into() }
     }
 
     /// The exchange as the protocol names it: empty for a queue.
@@ -79,10 +78,7 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Queue(name) => write!(f, "queue '{name}'"),
-            Self::Exchange {
-                exchange,
-                routing_key,
-            } => {
+            Self::Exchange { exchange, routing_key } => {
                 write!(f, "exchange '{exchange}' with key '{routing_key}'")
             }
         }
@@ -106,11 +102,7 @@ impl Envelope {
     /// `message` for `address`, without delay.
     #[must_use]
     pub const fn new(address: Address, message: Message) -> Self {
-        Self {
-            address,
-            message,
-            delay: Duration::ZERO,
-        }
+        Self { address, message, delay: Duration::ZERO }
     }
 
     /// Sets [`delay`](Self::delay).
@@ -118,5 +110,36 @@ impl Envelope {
     pub const fn after(mut self, delay: Duration) -> Self {
         self.delay = delay;
         self
+    }
+
+    /// Checks everything that a broker would close a channel for, so that a transport can refuse it
+    /// before the wire: names, the lengths of short properties, times, the body's size, and means
+    /// that the broker lacks.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Invalid`] or [`ErrorKind::Unsupported`], with what to change.
+    pub fn check(&self, operation: &'static str, capabilities: &Capabilities) -> Result<()> {
+        self.address.check(operation)?;
+        self.message.check(operation)?;
+        let complaint = match capabilities.max_message_size {
+            Some(most) if self.message.body.len() as u64 > most => Error::new(
+                ErrorKind::Invalid,
+                operation,
+                format!("the body has {} bytes, the broker takes {most}", self.message.body.len()),
+            ),
+            _ if self.delay.as_millis() > MAX_MILLIS => {
+                Error::new(ErrorKind::Invalid, operation, "the delay is longer than 49 days")
+            }
+            _ if !self.delay.is_zero() && capabilities.delayed_publish == Delay::None => {
+                Error::new(
+                    ErrorKind::Unsupported,
+                    operation,
+                    "this broker cannot hold a message back; send it without a delay",
+                )
+            }
+            _ => return Ok(()),
+        };
+        Err(complaint.with_context("address", self.address.to_string()))
     }
 }

@@ -45,14 +45,12 @@ impl Verdict {
                 ErrorKind::Rejected,
                 Cow::Owned(format!("the broker refused the message: {reason}")),
             ),
-            Self::Unroutable => (
-                ErrorKind::Unroutable,
-                Cow::Borrowed("no queue gets this message"),
-            ),
-            Self::Unknown(cause) => (
-                ErrorKind::Unknown,
-                Cow::Owned(format!("it may or may not be stored: {cause}")),
-            ),
+            Self::Unroutable => {
+                (ErrorKind::Unroutable, Cow::Borrowed("no queue gets this message"))
+            }
+            Self::Unknown(cause) => {
+                (ErrorKind::Unknown, Cow::Owned(format!("it may or may not be stored: {cause}")))
+            }
         };
         Err(Error::new(kind, "publish", message))
     }

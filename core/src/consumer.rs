@@ -28,11 +28,7 @@ pub struct ConsumerOptions {
 
 impl Default for ConsumerOptions {
     fn default() -> Self {
-        Self {
-            prefetch: 200,
-            name: None,
-            exclusive: false,
-        }
+        Self { prefetch: 200, name: None, exclusive: false }
     }
 }
 

@@ -57,12 +57,7 @@ impl DeliveryInfo {
     /// The first delivery of a message from `queue`.
     #[must_use]
     pub const fn first(queue: Arc<str>) -> Self {
-        Self {
-            queue,
-            attempt: 1,
-            failures: 0,
-            redelivered: false,
-        }
+        Self { queue, attempt: 1, failures: 0, redelivered: false }
     }
 }
 
@@ -97,12 +92,7 @@ impl Delivery {
         tag: u64,
         sink: Arc<dyn SettlementSink>,
     ) -> Self {
-        Self {
-            envelope,
-            info,
-            tag,
-            sink: Some(sink),
-        }
+        Self { envelope, info, tag, sink: Some(sink) }
     }
 
     /// The message.
@@ -142,9 +132,7 @@ impl Delivery {
 
     /// Failed for good: it goes to the dead-letter exchange. See [`Settlement::Reject`].
     pub fn reject(self, reason: impl Into<Cow<'static, str>>) {
-        self.settle(Settlement::Reject {
-            reason: reason.into(),
-        });
+        self.settle(Settlement::Reject { reason: reason.into() });
     }
 
     /// Back to the queue, uncounted: somebody else should have it.
@@ -198,12 +186,7 @@ mod tests {
             [
                 (1, Settlement::Ack),
                 (2, Settlement::Abandon),
-                (
-                    3,
-                    Settlement::Retry {
-                        after: Duration::from_secs(1)
-                    }
-                ),
+                (3, Settlement::Retry { after: Duration::from_secs(1) }),
             ]
         );
     }

@@ -162,10 +162,6 @@ mod tests {
     #[test]
     fn the_unit_interval_is_half_open() {
         let env = Env::simulated(3);
-        assert!(
-            (0..10_000)
-                .map(|_| env.random_unit())
-                .all(|unit| (0.0..1.0).contains(&unit))
-        );
+        assert!((0..10_000).map(|_| env.random_unit()).all(|unit| (0.0..1.0).contains(&unit)));
     }
 }

@@ -41,10 +41,7 @@ impl ErrorKind {
     /// Whether the same call may succeed later without anybody changing anything.
     #[must_use]
     pub const fn is_retryable(self) -> bool {
-        matches!(
-            self,
-            Self::Unavailable | Self::TimedOut | Self::Unknown | Self::Rejected
-        )
+        matches!(self, Self::Unavailable | Self::TimedOut | Self::Unknown | Self::Rejected)
     }
 }
 
@@ -131,10 +128,7 @@ impl Error {
 
     /// What the operation was about, in the order it was added.
     pub fn context(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        self.0
-            .context
-            .iter()
-            .map(|(name, value)| (*name, value.as_str()))
+        self.0.context.iter().map(|(name, value)| (*name, value.as_str()))
     }
 }
 

@@ -102,11 +102,7 @@ impl ConsumerHealth {
     /// The figures of a consumer of `queue`.
     #[must_use]
     pub const fn new(queue: String, buffered: u64, unsettled: u64) -> Self {
-        Self {
-            queue,
-            buffered,
-            unsettled,
-        }
+        Self { queue, buffered, unsettled }
     }
 }
 

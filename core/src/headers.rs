@@ -33,51 +33,31 @@ impl HeaderValue {
     /// The text, when it is text.
     #[must_use]
     pub fn as_text(&self) -> Option<&str> {
-        if let Self::Text(text) = self {
-            Some(text)
-        } else {
-            None
-        }
+        if let Self::Text(text) = self { Some(text) } else { None }
     }
 
     /// The number, when it is a whole number.
     #[must_use]
     pub fn as_int(&self) -> Option<i64> {
-        if let Self::Int(number) = self {
-            Some(*number)
-        } else {
-            None
-        }
+        if let Self::Int(number) = self { Some(*number) } else { None }
     }
 
     /// The truth value, when it is one.
     #[must_use]
     pub fn as_bool(&self) -> Option<bool> {
-        if let Self::Bool(value) = self {
-            Some(*value)
-        } else {
-            None
-        }
+        if let Self::Bool(value) = self { Some(*value) } else { None }
     }
 
     /// The items, when it is a list.
     #[must_use]
     pub fn as_list(&self) -> Option<&[Self]> {
-        if let Self::List(items) = self {
-            Some(items)
-        } else {
-            None
-        }
+        if let Self::List(items) = self { Some(items) } else { None }
     }
 
     /// The table, when it is one.
     #[must_use]
     pub fn as_map(&self) -> Option<&Headers> {
-        if let Self::Map(headers) = self {
-            Some(headers)
-        } else {
-            None
-        }
+        if let Self::Map(headers) = self { Some(headers) } else { None }
     }
 }
 
@@ -132,10 +112,7 @@ impl Headers {
     /// The value of a header. Names are case-sensitive.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&HeaderValue> {
-        self.0
-            .iter()
-            .find(|(known, _)| known == name)
-            .map(|(_, value)| value)
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value)
     }
 
     /// Removes a header and gives its value.

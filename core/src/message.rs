@@ -5,7 +5,10 @@ use std::{borrow::Cow, time::Duration};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
-use crate::{HeaderValue, Headers};
+use crate::{Error, ErrorKind, HeaderValue, Headers, MAX_NAME_BYTES, Result};
+
+/// The longest time in a message: the 32 bits of milliseconds of an AMQP 1.0 header.
+pub(crate) const MAX_MILLIS: u128 = u32::MAX as u128;
 
 /// A body with its properties and headers.
 ///
@@ -173,5 +176,42 @@ impl Message {
     ) -> Self {
         self.headers.set(name, value);
         self
+    }
+
+    /// Checks the properties against the limits of the protocols.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Invalid`] for a text property or header name over 255 bytes, or a time to live
+    /// over 2^32 - 1 milliseconds.
+    pub fn check(&self, operation: &'static str) -> Result<()> {
+        let texts = [
+            ("message_id", &self.message_id),
+            ("correlation_id", &self.correlation_id),
+            ("reply_to", &self.reply_to),
+            ("content_type", &self.content_type),
+            ("message_type", &self.message_type),
+        ];
+        let too_long = texts
+            .iter()
+            .filter_map(|(property, text)| text.as_deref().map(|text| (*property, text)))
+            .chain(self.headers.iter().map(|(name, _)| ("header name", name)))
+            .find(|(_, text)| text.len() > MAX_NAME_BYTES);
+        if let Some((property, text)) = too_long {
+            let bytes = text.len();
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                operation,
+                format!("{property} has {bytes} bytes, the protocol takes {MAX_NAME_BYTES}"),
+            ));
+        }
+        if self.ttl.is_some_and(|ttl| ttl.as_millis() > MAX_MILLIS) {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                operation,
+                "the message's time to live is longer than 49 days",
+            ));
+        }
+        Ok(())
     }
 }

@@ -12,10 +12,7 @@ pub const MAX_NAME_BYTES: usize = 255;
 /// [`ErrorKind::Invalid`] when it is longer than [`MAX_NAME_BYTES`] or has a line break or a NUL.
 pub fn check_name(operation: &'static str, name: &str) -> Result<()> {
     let complaint = if name.len() > MAX_NAME_BYTES {
-        format!(
-            "a name may have {MAX_NAME_BYTES} bytes and this one has {}",
-            name.len()
-        )
+        format!("a name may have {MAX_NAME_BYTES} bytes and this one has {}", name.len())
     } else if name.contains(['\r', '\n', '\0']) {
         "a name must not have a line break or a NUL".to_owned()
     } else {
@@ -57,10 +54,7 @@ mod tests {
     fn names_are_held_to_the_limits_of_the_protocol() {
         assert!(check_name("send", &"x".repeat(255)).is_ok());
         let kind = |name: &str| check_declared_name("declare", name).unwrap_err().kind();
-        assert_eq!(
-            check_name("send", &"x".repeat(256)).unwrap_err().kind(),
-            ErrorKind::Invalid
-        );
+        assert_eq!(check_name("send", &"x".repeat(256)).unwrap_err().kind(), ErrorKind::Invalid);
         assert_eq!(kind(""), ErrorKind::Invalid);
         assert_eq!(kind("two\nlines"), ErrorKind::Invalid);
         assert_eq!(kind("amq.mine"), ErrorKind::Unauthorized);

@@ -21,10 +21,7 @@ pub struct PublisherOptions {
 
 impl Default for PublisherOptions {
     fn default() -> Self {
-        Self {
-            window: 1_000,
-            timeout: Duration::from_secs(30),
-        }
+        Self { window: 1_000, timeout: Duration::from_secs(30) }
     }
 }
 

@@ -73,10 +73,6 @@ impl fmt::Display for Binding {
             Target::Queue(name) => ("queue", name),
             Target::Exchange(name) => ("exchange", name),
         };
-        write!(
-            f,
-            "exchange '{}' -> {kind} '{name}' by key '{}'",
-            self.exchange, self.key
-        )
+        write!(f, "exchange '{}' -> {kind} '{name}' by key '{}'", self.exchange, self.key)
     }
 }

@@ -41,11 +41,7 @@ impl Topology {
     /// An empty topology.
     #[must_use]
     pub const fn new() -> Self {
-        Self {
-            exchanges: Vec::new(),
-            queues: Vec::new(),
-            bindings: Vec::new(),
-        }
+        Self { exchanges: Vec::new(), queues: Vec::new(), bindings: Vec::new() }
     }
 
     /// Adds an exchange.

@@ -16,9 +16,7 @@ impl Plan {
     /// Whether applying it would change nothing that can be seen beforehand.
     #[must_use]
     pub fn is_settled(&self) -> bool {
-        self.steps
-            .iter()
-            .all(|step| matches!(step.action, Action::Keep | Action::Ensure))
+        self.steps.iter().all(|step| matches!(step.action, Action::Keep | Action::Ensure))
     }
 
     /// The differences that keep the plan from being applied.
@@ -106,11 +104,7 @@ pub struct Difference {
 
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} is {} there, {} is wanted",
-            self.argument, self.found, self.wanted
-        )
+        write!(f, "{} is {} there, {} is wanted", self.argument, self.found, self.wanted)
     }
 }
 
@@ -139,20 +133,12 @@ impl Difference {
             .or_else(|| Self::between("expires", &wanted.expires, &found.expires))
             .or_else(|| Self::between("max_length", &wanted.max_length, &found.max_length))
             .or_else(|| {
-                Self::between(
-                    "max_length_bytes",
-                    &wanted.max_length_bytes,
-                    &found.max_length_bytes,
-                )
+                Self::between("max_length_bytes", &wanted.max_length_bytes, &found.max_length_bytes)
             })
             .or_else(|| Self::between("overflow", &wanted.overflow, &found.overflow))
             .or_else(|| Self::between("dead_letter", &wanted.dead_letter, &found.dead_letter))
             .or_else(|| {
-                Self::between(
-                    "delivery_limit",
-                    &wanted.delivery_limit,
-                    &found.delivery_limit,
-                )
+                Self::between("delivery_limit", &wanted.delivery_limit, &found.delivery_limit)
             })
             .or_else(|| Self::between("max_priority", &wanted.max_priority, &found.max_priority))
             .or_else(|| {

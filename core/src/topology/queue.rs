@@ -54,10 +54,7 @@ pub struct DeadLetter {
 impl DeadLetter {
     /// To `exchange`, under the message's own routing key.
     pub fn to(exchange: impl Into<Cow<'static, str>>) -> Self {
-        Self {
-            exchange: exchange.into(),
-            routing_key: None,
-        }
+        Self { exchange: exchange.into(), routing_key: None }
     }
 
     /// Sets [`routing_key`](Self::routing_key).
@@ -276,11 +273,6 @@ impl QueueInfo {
     /// A queue with `ready` messages and `consumers`, and nothing known beyond.
     #[must_use]
     pub const fn new(ready: u64, consumers: u32) -> Self {
-        Self {
-            ready,
-            unsettled: None,
-            delayed: None,
-            consumers,
-        }
+        Self { ready, unsettled: None, delayed: None, consumers }
     }
 }

@@ -1,0 +1,348 @@
+//! The consuming side: a stream of deliveries, and the way back for their settlements.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, Waker, ready},
+};
+
+use futures_util::Stream;
+use postrider_core::{
+    ConsumerOptions, Delivery, DeliveryInfo, Error, ErrorKind, Result, Settlement, SettlementSink,
+    TransportEvent,
+};
+
+use crate::{
+    broker::Shared,
+    connection::Connection,
+    queue::{Queue, Settled, Taken},
+};
+
+/// How many assignments a stream takes over from its queue under one lock.
+const TAKE: usize = 64;
+
+/// One stay of a consumer at a queue, from its attaching until it is cancelled or lost.
+struct Stay {
+    connection: Arc<Connection>,
+    queue: Arc<Queue>,
+    /// Its id at the queue.
+    consumer: u64,
+    /// How many deliveries were handed out; [`STOPPED`] is added when there shall be no more.
+    progress: AtomicU64,
+}
+
+const STOPPED: u64 = 1 << 63;
+
+impl fmt::Debug for Stay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stay").field("queue", &self.queue.name).finish_non_exhaustive()
+    }
+}
+
+impl Stay {
+    /// Claims the next delivery for handing out; `None` when the stay is over.
+    fn claim(&self) -> Option<u64> {
+        let tag = self.progress.fetch_add(1, Ordering::AcqRel);
+        (tag & STOPPED == 0).then_some(tag)
+    }
+
+    /// Ends the handing out and gives the first tag that was not handed out; `None` when it was
+    /// ended before.
+    fn stop(&self) -> Option<u64> {
+        let before = self.progress.fetch_or(STOPPED, Ordering::AcqRel);
+        (before & STOPPED == 0).then_some(before)
+    }
+
+    /// Deliveries handed out and not settled, and those that wait to be handed out.
+    fn unsettled(&self) -> (usize, usize) {
+        let handed_out = self.progress.load(Ordering::Acquire) & !STOPPED;
+        self.queue.lock().unsettled_of(self.consumer, handed_out)
+    }
+
+    fn cancel(&self, shared: &Shared) {
+        if let Some(kept) = self.stop() {
+            shared.update(&self.queue, |state, effects| {
+                state.cancel(self.consumer, kept, shared.env(), effects);
+            });
+        }
+    }
+
+    fn detach(&self, shared: &Shared, failed: bool) {
+        let _kept = self.stop();
+        shared.update(&self.queue, |state, effects| {
+            state.detach(self.consumer, failed, shared.env(), effects);
+        });
+    }
+}
+
+impl SettlementSink for Stay {
+    fn settle(&self, tag: u64, settlement: Settlement) {
+        let queue = || self.queue.name.to_string();
+        if settlement == Settlement::Abandon {
+            self.connection.events().send(TransportEvent::Abandoned { queue: queue() });
+        }
+        let shared = self.connection.broker().shared();
+        if shared.settle(&self.queue, self.consumer, tag, settlement) == Settled::Stale {
+            self.connection.events().send(TransportEvent::StaleSettlement { queue: queue() });
+        }
+        if self.progress.load(Ordering::Acquire) & STOPPED != 0 {
+            self.connection.note_settled();
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Place {
+    /// At its queue.
+    Attached(Arc<Stay>),
+    /// Waiting for the connection to be restored.
+    Suspended,
+    /// Gone, with what its stream still has to say and the last stay, which may have deliveries
+    /// unsettled.
+    Ended { error: Option<Error>, last: Option<Arc<Stay>> },
+}
+
+/// A consumer over all its stays.
+#[derive(Debug)]
+pub(crate) struct Subscriber {
+    queue: String,
+    prefetch: u16,
+    exclusive: bool,
+    place: Mutex<(Place, Option<Waker>)>,
+}
+
+impl Subscriber {
+    pub(crate) fn new(queue: &str, options: &ConsumerOptions) -> Arc<Self> {
+        Arc::new(Self {
+            queue: queue.to_owned(),
+            prefetch: options.prefetch,
+            exclusive: options.exclusive,
+            place: Mutex::new((Place::Suspended, None)),
+        })
+    }
+
+    fn place(&self) -> MutexGuard<'_, (Place, Option<Waker>)> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Attaches it to its queue, unless it has ended or is attached meanwhile.
+    pub(crate) fn attach(&self, connection: &Arc<Connection>) -> Result<()> {
+        let queue = connection.existing_queue("consume", &self.queue)?;
+        let shared = connection.broker().shared();
+        let consumer = shared
+            .update(&queue, |state, effects| {
+                state.attach(self.prefetch, self.exclusive, shared.env(), effects)
+            })
+            .map_err(|error| error.with_context("queue", &*self.queue))?;
+        let connection = connection.clone();
+        let stay = Arc::new(Stay { connection, queue, consumer, progress: AtomicU64::new(0) });
+        if !self.leave_suspension(Place::Attached(stay.clone())) {
+            stay.cancel(shared);
+        }
+        Ok(())
+    }
+
+    /// Moves to another place and wakes the stream to see it; `false` when it is not suspended.
+    fn leave_suspension(&self, place: Place) -> bool {
+        let mut guard = self.place();
+        if !matches!(guard.0, Place::Suspended) {
+            return false;
+        }
+        guard.0 = place;
+        let waker = guard.1.take();
+        drop(guard);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        true
+    }
+
+    /// The connection is lost: what it has unsettled goes back as failed.
+    pub(crate) fn suspend(&self, shared: &Shared) {
+        let stay = {
+            let mut guard = self.place();
+            let Place::Attached(stay) = &guard.0 else {
+                return;
+            };
+            let stay = stay.clone();
+            guard.0 = Place::Suspended;
+            stay
+        };
+        stay.detach(shared, true);
+    }
+
+    /// The connection is back: attaches it again, or ends it when its queue is gone.
+    pub(crate) fn resume(&self, connection: &Arc<Connection>) {
+        if !matches!(self.place().0, Place::Suspended) {
+            return;
+        }
+        if let Err(error) = self.attach(connection) {
+            connection.events().send(TransportEvent::ConsumerCancelled {
+                queue: self.queue.clone(),
+                cause: error.to_string(),
+            });
+            self.leave_suspension(Place::Ended { error: Some(error), last: None });
+        }
+    }
+
+    /// Ends the stream; what it handed out can still be settled.
+    pub(crate) fn stop(&self, shared: &Shared) {
+        let mut guard = self.place();
+        let last = match &guard.0 {
+            Place::Attached(stay) => Some(stay.clone()),
+            Place::Suspended => None,
+            Place::Ended { .. } => return,
+        };
+        guard.0 = Place::Ended { error: None, last: last.clone() };
+        let waker = guard.1.take();
+        drop(guard);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        if let Some(stay) = last {
+            stay.cancel(shared);
+        }
+    }
+
+    /// Gives back everything that is unsettled, uncounted.
+    pub(crate) fn end(&self, shared: &Shared) {
+        self.stop(shared);
+        if let Place::Ended { last: Some(stay), .. } = &self.place().0 {
+            stay.detach(shared, false);
+        }
+    }
+
+    /// Deliveries handed out and not settled.
+    pub(crate) fn unsettled(&self) -> usize {
+        match &self.place().0 {
+            Place::Attached(stay) | Place::Ended { last: Some(stay), .. } => stay.unsettled().0,
+            _ => 0,
+        }
+    }
+
+    /// Its queue, what it handed out unsettled, and what it holds in advance, while it lives.
+    pub(crate) fn health(&self) -> Option<(String, usize, usize)> {
+        let (unsettled, buffered) = match &self.place().0 {
+            Place::Attached(stay) => stay.unsettled(),
+            Place::Suspended => (0, 0),
+            Place::Ended { .. } => return None,
+        };
+        Some((self.queue.clone(), unsettled, buffered))
+    }
+}
+
+/// The stream of a consumer.
+#[derive(Debug)]
+pub(crate) struct Deliveries {
+    connection: Arc<Connection>,
+    subscriber: Arc<Subscriber>,
+    /// The stay that the buffer belongs to.
+    stay: Option<Arc<Stay>>,
+    buffer: VecDeque<Taken>,
+    ended: bool,
+}
+
+impl Deliveries {
+    pub(crate) const fn new(connection: Arc<Connection>, subscriber: Arc<Subscriber>) -> Self {
+        Self { connection, subscriber, stay: None, buffer: VecDeque::new(), ended: false }
+    }
+
+    /// The next delivery of the buffer; what is left of a stay that is over was given back.
+    fn next_buffered(&mut self) -> Option<Delivery> {
+        let stay = self.stay.as_ref()?;
+        let taken = self.buffer.pop_front()?;
+        let Some(tag) = stay.claim() else {
+            self.stay = None;
+            self.buffer.clear();
+            return None;
+        };
+        let mut info = DeliveryInfo::first(stay.queue.name.clone());
+        info.attempt = taken.attempt;
+        info.failures = taken.failures;
+        info.redelivered = taken.attempt > 1;
+        Some(Delivery::new(taken.envelope, info, tag, stay.clone()))
+    }
+
+    /// Fills the buffer from the queue, or sees to it that the task is woken when there is more.
+    fn poll_fill(&mut self, waker: &Waker) -> Poll<Option<Result<()>>> {
+        if let Some(stay) = &self.stay {
+            let mut queue = stay.queue.lock();
+            if queue.take(stay.consumer, TAKE, &mut self.buffer, waker) {
+                drop(queue);
+                return if self.buffer.is_empty() {
+                    Poll::Pending
+                } else {
+                    Poll::Ready(Some(Ok(())))
+                };
+            }
+            let deleted = queue.is_deleted();
+            drop(queue);
+            self.leave(deleted);
+        }
+        let mut guard = self.subscriber.place();
+        match &mut guard.0 {
+            Place::Attached(stay) => {
+                self.stay = Some(stay.clone());
+                drop(guard);
+                self.poll_fill(waker)
+            }
+            Place::Suspended => {
+                guard.1 = Some(waker.clone());
+                Poll::Pending
+            }
+            Place::Ended { error, .. } => Poll::Ready(error.take().map(Err)),
+        }
+    }
+
+    /// Leaves a stay that is over. When its queue was deleted under it, that is the end.
+    fn leave(&mut self, deleted: bool) {
+        let Some(stay) = self.stay.take() else { return };
+        let mut guard = self.subscriber.place();
+        let current = matches!(&guard.0, Place::Attached(known) if Arc::ptr_eq(known, &stay));
+        if !(current && deleted) {
+            return;
+        }
+        let error = Error::new(ErrorKind::NotFound, "consume", "the queue was deleted")
+            .with_context("queue", stay.queue.name.to_string());
+        self.connection.events().send(TransportEvent::ConsumerCancelled {
+            queue: stay.queue.name.to_string(),
+            cause: "the queue was deleted".to_owned(),
+        });
+        guard.0 = Place::Ended { error: Some(error), last: None };
+    }
+}
+
+impl Stream for Deliveries {
+    type Item = Result<Delivery>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        // A queue that never runs dry must not keep its task from others.
+        let budget = ready!(tokio::task::coop::poll_proceed(cx));
+        while !self.ended {
+            if let Some(delivery) = self.next_buffered() {
+                budget.made_progress();
+                return Poll::Ready(Some(Ok(delivery)));
+            }
+            match ready!(self.poll_fill(cx.waker())) {
+                Some(Ok(())) => {}
+                Some(Err(error)) => {
+                    self.ended = true;
+                    return Poll::Ready(Some(Err(error)));
+                }
+                None => self.ended = true,
+            }
+        }
+        Poll::Ready(None)
+    }
+}
+
+impl Drop for Deliveries {
+    fn drop(&mut self) {
+        self.subscriber.stop(self.connection.broker().shared());
+    }
+}

@@ -1,0 +1,136 @@
+//! The messages that wait in a queue, in the order they are to be delivered.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
+
+use postrider_core::Envelope;
+use tokio::time::Instant;
+
+use crate::death::Deaths;
+
+/// A message in a queue.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) envelope: Arc<Envelope>,
+    /// Its place in the queue, given when it first became ready.
+    pub(crate) position: u64,
+    pub(crate) priority: u8,
+    pub(crate) expires: Option<Instant>,
+    /// How often it was delivered.
+    pub(crate) attempts: u32,
+    /// How many of the deliveries count as failures.
+    pub(crate) failures: u32,
+    pub(crate) deaths: Option<Box<Deaths>>,
+}
+
+impl Entry {
+    pub(crate) fn bytes(&self) -> usize {
+        self.envelope.message.body.len()
+    }
+}
+
+/// The messages of one priority. What came back goes before what was never delivered, since it was
+/// delivered from the front; among itself it keeps its old order.
+#[derive(Debug, Default)]
+struct Lane {
+    returned: BTreeMap<u64, Entry>,
+    fresh: VecDeque<Entry>,
+}
+
+impl Lane {
+    fn front(&self) -> Option<&Entry> {
+        self.returned.first_key_value().map(|(_, entry)| entry).or_else(|| self.fresh.front())
+    }
+
+    fn pop(&mut self) -> Option<Entry> {
+        if self.returned.is_empty() {
+            self.fresh.pop_front()
+        } else {
+            self.returned.pop_first().map(|(_, entry)| entry)
+        }
+    }
+}
+
+/// All messages that wait, the highest priority first.
+#[derive(Debug, Default)]
+pub(crate) struct Lanes {
+    /// Made when a priority is first seen, the highest first.
+    lanes: Vec<(u8, Lane)>,
+    len: usize,
+    bytes: usize,
+}
+
+impl Lanes {
+    pub(crate) const fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn lane(&mut self, priority: u8) -> &mut Lane {
+        let index = match self.lanes.binary_search_by(|(known, _)| priority.cmp(known)) {
+            Ok(index) => index,
+            Err(index) => {
+                self.lanes.insert(index, (priority, Lane::default()));
+                index
+            }
+        };
+        &mut self.lanes[index].1
+    }
+
+    /// Adds a message behind all of its priority.
+    pub(crate) fn push(&mut self, entry: Entry) {
+        self.len += 1;
+        self.bytes += entry.bytes();
+        self.lane(entry.priority).fresh.push_back(entry);
+    }
+
+    /// Gives a message back to the place it had.
+    pub(crate) fn give_back(&mut self, entry: Entry) {
+        self.len += 1;
+        self.bytes += entry.bytes();
+        self.lane(entry.priority).returned.insert(entry.position, entry);
+    }
+
+    /// Takes the next message to deliver.
+    pub(crate) fn pop(&mut self) -> Option<Entry> {
+        let entry = self.lanes.iter_mut().find_map(|(_, lane)| lane.pop())?;
+        self.len -= 1;
+        self.bytes -= entry.bytes();
+        Some(entry)
+    }
+
+    /// Takes a message whose time is over and that is at the front of its priority, as RabbitMQ
+    /// expires them.
+    pub(crate) fn pop_expired(&mut self, now: Instant) -> Option<Entry> {
+        let over = |entry: &Entry| entry.expires.is_some_and(|expires| expires <= now);
+        let lane = self.lanes.iter_mut().find(|(_, lane)| lane.front().is_some_and(over))?;
+        let entry = lane.1.pop()?;
+        self.len -= 1;
+        self.bytes -= entry.bytes();
+        Some(entry)
+    }
+
+    /// When the next message expires.
+    pub(crate) fn next_expiry(&self) -> Option<Instant> {
+        self.lanes.iter().filter_map(|(_, lane)| lane.front()?.expires).min()
+    }
+
+    /// Keeps the messages that `keep` says and gives how many went, and their bytes.
+    pub(crate) fn retain(&mut self, keep: impl Fn(&Entry) -> bool) -> (usize, usize) {
+        let (len, bytes) = (self.len, self.bytes);
+        for (_, lane) in &mut self.lanes {
+            lane.returned.retain(|_, entry| keep(entry));
+            lane.fresh.retain(&keep);
+        }
+        let entries =
+            || self.lanes.iter().flat_map(|(_, lane)| lane.returned.values().chain(&lane.fresh));
+        let (left, left_bytes) = (entries().count(), entries().map(Entry::bytes).sum());
+        (self.len, self.bytes) = (left, left_bytes);
+        (len - left, bytes - left_bytes)
+    }
+}

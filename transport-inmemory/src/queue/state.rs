@@ -1,0 +1,531 @@
+//! The rules of a queue, under its lock.
+
+use std::{
+    cmp::{Ordering, Reverse},
+    collections::{BinaryHeap, VecDeque},
+    sync::Arc,
+    task::Waker,
+    time::Duration,
+};
+
+use postrider_core::{
+    Env, Envelope, Error, ErrorKind, Overflow, QueueInfo, QueueKind, Result, Settlement,
+};
+use tokio::time::Instant;
+
+use super::{
+    Dead, Effects, Taken,
+    attached::Attached,
+    lane::{Entry, Lanes},
+};
+use crate::death::{Deaths, Reason};
+
+/// What a message costs in memory beside its body, roughly.
+const ENTRY_BYTES: isize = 640;
+
+/// Memory is reported to the broker in steps of this many bytes, so that queues on different cores
+/// do not write one counter for each message.
+const MEMORY_STEP: isize = 64 * 1024;
+
+/// The priority of a message that has none, on a quorum queue; RabbitMQ's and AMQP 1.0's default.
+const QUORUM_DEFAULT_PRIORITY: u8 = 4;
+
+/// The highest priority of a quorum queue of RabbitMQ 4.3.
+const QUORUM_MAX_PRIORITY: u8 = 31;
+
+/// Whether a queue took a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Admission {
+    Stored,
+    /// It is full and refuses publishes.
+    Refused,
+    /// It was deleted.
+    Gone,
+}
+
+/// Whether a settlement met its delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Settled {
+    Done,
+    /// The delivery belongs to a consumer that is gone; the message was given back then.
+    Stale,
+}
+
+/// A message that is held back until its time.
+#[derive(Debug)]
+struct Delayed {
+    due: Instant,
+    order: u64,
+    entry: Entry,
+    /// Whether it had a place in the queue before.
+    returns: bool,
+}
+
+impl PartialEq for Delayed {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Delayed {}
+
+impl PartialOrd for Delayed {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Delayed {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (self.due, self.order).cmp(&(other.due, other.order))
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct State {
+    spec: postrider_core::Queue,
+    ready: Lanes,
+    delayed: BinaryHeap<Reverse<Delayed>>,
+    /// In the order they came, which is also the order of their ids.
+    consumers: Vec<Attached>,
+    /// Whose turn it is among the consumers.
+    turn: usize,
+    next_position: u64,
+    next_consumer: u64,
+    had_consumer: bool,
+    deleted: bool,
+    /// When it last had a consumer or was declared.
+    used: Instant,
+    /// Whether anything here depends on time.
+    timed: bool,
+    /// When the broker's timer will look here next.
+    scheduled: Option<Instant>,
+    unreported: isize,
+}
+
+impl State {
+    pub(super) fn new(spec: postrider_core::Queue, now: Instant) -> Self {
+        Self {
+            timed: spec.expires.is_some(),
+            spec,
+            ready: Lanes::default(),
+            delayed: BinaryHeap::new(),
+            consumers: Vec::new(),
+            turn: 0,
+            next_position: 0,
+            next_consumer: 0,
+            had_consumer: false,
+            deleted: false,
+            used: now,
+            scheduled: None,
+            unreported: 0,
+        }
+    }
+
+    // Publishing
+
+    /// Takes a message in, or holds it back for `delay`.
+    pub(crate) fn admit(
+        &mut self,
+        envelope: Arc<Envelope>,
+        deaths: Option<Box<Deaths>>,
+        env: &Env,
+        effects: &mut Effects,
+    ) -> Admission {
+        if self.deleted {
+            return Admission::Gone;
+        }
+        if self.spec.overflow == Overflow::RejectPublish && self.would_overflow(&envelope) {
+            return Admission::Refused;
+        }
+        self.unreported += ENTRY_BYTES + envelope.message.body.len() as isize;
+        let delay = envelope.delay;
+        let entry = Entry {
+            priority: self.priority(&envelope),
+            position: 0,
+            expires: None,
+            attempts: 0,
+            failures: 0,
+            deaths,
+            envelope,
+        };
+        if delay.is_zero() {
+            self.enqueue(entry, env, effects);
+        } else {
+            self.hold_back(entry, env.now() + delay, false);
+        }
+        Admission::Stored
+    }
+
+    fn priority(&self, envelope: &Envelope) -> u8 {
+        let asked = envelope.message.priority;
+        match (self.spec.kind, self.spec.max_priority) {
+            (QueueKind::Quorum, _) => {
+                asked.unwrap_or(QUORUM_DEFAULT_PRIORITY).min(QUORUM_MAX_PRIORITY)
+            }
+            (_, Some(highest)) => asked.unwrap_or(0).min(highest),
+            _ => 0,
+        }
+    }
+
+    fn would_overflow(&self, envelope: &Envelope) -> bool {
+        let (messages, bytes) = (self.ready.len() + 1, self.ready.bytes());
+        self.exceeds(messages, bytes + envelope.message.body.len())
+    }
+
+    fn exceeds(&self, messages: usize, bytes: usize) -> bool {
+        self.spec.max_length.is_some_and(|most| messages as u64 > most)
+            || self.spec.max_length_bytes.is_some_and(|most| bytes as u64 > most)
+    }
+
+    /// Puts a message at the end of the queue; its time to live begins.
+    fn enqueue(&mut self, mut entry: Entry, env: &Env, effects: &mut Effects) {
+        entry.position = self.next_position;
+        self.next_position += 1;
+        let own = entry.envelope.message.ttl;
+        let ttl = match (own, self.spec.message_ttl) {
+            (Some(own), Some(queue)) => Some(own.min(queue)),
+            (own, queue) => own.or(queue),
+        };
+        let now = ttl.map(|ttl| {
+            let now = env.now();
+            entry.expires = now.checked_add(ttl);
+            self.timed = true;
+            now
+        });
+        self.ready.push(entry);
+        // A consumer that waits gets it even with no time to live at all, as in RabbitMQ.
+        self.dispatch(env, effects);
+        if let Some(now) = now {
+            self.expire(now, effects);
+        }
+        self.enforce_length(effects);
+    }
+
+    fn enforce_length(&mut self, effects: &mut Effects) {
+        while self.spec.overflow == Overflow::DropHead
+            && self.exceeds(self.ready.len(), self.ready.bytes())
+        {
+            let Some(entry) = self.ready.pop() else {
+                return;
+            };
+            self.bury(entry, Reason::MaxLength, effects);
+        }
+    }
+
+    // Delivering
+
+    /// Assigns what waits to consumers with credit, each in its turn.
+    fn dispatch(&mut self, env: &Env, effects: &mut Effects) {
+        while self.ready.len() > 0 {
+            let Some(index) = self.next_consumer() else {
+                return;
+            };
+            let Some(mut entry) = self.ready.pop() else {
+                return;
+            };
+            if entry.expires.is_some_and(|expires| expires < env.now()) {
+                self.bury(entry, Reason::Expired, effects);
+                continue;
+            }
+            entry.attempts = entry.attempts.saturating_add(1);
+            effects.wakers.extend(self.consumers[index].assign(entry));
+            self.turn = index + 1;
+        }
+    }
+
+    fn next_consumer(&self) -> Option<usize> {
+        if self.spec.single_active_consumer {
+            // A cancelled one stays first until it has settled everything, which keeps the order.
+            return self.consumers.first().filter(|first| first.has_credit()).map(|_| 0);
+        }
+        let count = self.consumers.len();
+        (self.turn..count)
+            .chain(0..self.turn.min(count))
+            .find(|index| self.consumers[*index].has_credit())
+    }
+
+    // Consuming
+
+    /// Adds a consumer and gives its id.
+    pub(crate) fn attach(
+        &mut self,
+        prefetch: u16,
+        exclusive: bool,
+        env: &Env,
+        effects: &mut Effects,
+    ) -> Result<u64> {
+        let locked = |message| Err(Error::new(ErrorKind::Locked, "consume", message));
+        if self.deleted {
+            return Err(Error::new(ErrorKind::NotFound, "consume", "the queue was just deleted"));
+        }
+        let live = || self.consumers.iter().filter(|consumer| !consumer.cancelled);
+        if exclusive && live().next().is_some() {
+            return locked("exclusive use was asked for, and the queue has a consumer");
+        }
+        if live().any(|consumer| consumer.exclusive) {
+            return locked("the queue has an exclusive consumer");
+        }
+        let id = self.next_consumer;
+        self.next_consumer += 1;
+        self.had_consumer = true;
+        self.consumers.push(Attached::new(id, prefetch, exclusive));
+        self.dispatch(env, effects);
+        Ok(id)
+    }
+
+    fn find(&self, consumer: u64) -> Option<usize> {
+        self.consumers.binary_search_by_key(&consumer, |attached| attached.id).ok()
+    }
+
+    /// Moves assigned messages to a consumer's stream. `false` when the consumer is not here.
+    pub(crate) fn take(
+        &mut self,
+        consumer: u64,
+        most: usize,
+        into: &mut VecDeque<Taken>,
+        waker: &Waker,
+    ) -> bool {
+        match self.find(consumer) {
+            Some(index) if !self.deleted => {
+                self.consumers[index].take(most, into, waker);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    pub(crate) fn settle(
+        &mut self,
+        consumer: u64,
+        tag: u64,
+        settlement: Settlement,
+        env: &Env,
+        effects: &mut Effects,
+    ) -> Settled {
+        if self.deleted {
+            return Settled::Done;
+        }
+        let Some(index) = self.find(consumer) else {
+            return Settled::Stale;
+        };
+        let Some(entry) = self.consumers[index].settle(tag) else {
+            return Settled::Stale;
+        };
+        match settlement {
+            Settlement::Ack => self.forget(&entry),
+            Settlement::Retry { after } => self.fail(entry, after, env, effects),
+            Settlement::Reject { reason } => {
+                self.forget(&entry);
+                effects.dead.push(Dead { entry, reason: Reason::Rejected, text: Some(reason) });
+            }
+            _ => self.ready.give_back(entry),
+        }
+        self.drop_if_done(index, env, effects);
+        self.dispatch(env, effects);
+        self.enforce_length(effects);
+        Settled::Done
+    }
+
+    /// Gives a message back as a failure, at once or later, unless it has failed too often.
+    fn fail(&mut self, mut entry: Entry, after: Duration, env: &Env, effects: &mut Effects) {
+        entry.failures = entry.failures.saturating_add(1);
+        if self.spec.delivery_limit.is_some_and(|limit| entry.failures > limit) {
+            self.bury(entry, Reason::DeliveryLimit, effects);
+        } else if after.is_zero() {
+            self.ready.give_back(entry);
+        } else {
+            self.hold_back(entry, env.now() + after, true);
+        }
+    }
+
+    /// Stops a consumer. What it has from tag `kept` on goes back; what it handed out before can
+    /// still be settled.
+    pub(crate) fn cancel(&mut self, consumer: u64, kept: u64, env: &Env, effects: &mut Effects) {
+        let Some(index) = self.find(consumer) else {
+            return;
+        };
+        self.consumers[index].cancelled = true;
+        for entry in self.consumers[index].take_back(kept) {
+            self.ready.give_back(entry);
+        }
+        self.drop_if_done(index, env, effects);
+        self.dispatch(env, effects);
+        self.enforce_length(effects);
+    }
+
+    /// Takes a consumer away with all that it has unsettled, which counts as failed when its
+    /// connection was lost.
+    pub(crate) fn detach(&mut self, consumer: u64, failed: bool, env: &Env, effects: &mut Effects) {
+        let Some(index) = self.find(consumer) else {
+            return;
+        };
+        self.consumers[index].cancelled = true;
+        effects.wakers.extend(self.consumers[index].wake());
+        for entry in self.consumers[index].take_back(0) {
+            if failed {
+                self.fail(entry, Duration::ZERO, env, effects);
+            } else {
+                self.ready.give_back(entry);
+            }
+        }
+        self.drop_if_done(index, env, effects);
+        self.dispatch(env, effects);
+        self.enforce_length(effects);
+    }
+
+    fn drop_if_done(&mut self, index: usize, env: &Env, effects: &mut Effects) {
+        let consumer = &self.consumers[index];
+        if consumer.cancelled && consumer.outstanding() == 0 {
+            self.consumers.remove(index);
+            self.used = env.now();
+        }
+        let live = self.consumers.iter().any(|consumer| !consumer.cancelled);
+        effects.delete |= self.spec.auto_delete && self.had_consumer && !live;
+    }
+
+    /// Unsettled messages of a consumer: those below tag `tag`, and those from it on.
+    pub(crate) fn unsettled_of(&self, consumer: u64, tag: u64) -> (usize, usize) {
+        self.find(consumer).map_or((0, 0), |index| {
+            let attached = &self.consumers[index];
+            let later = attached.unsettled_from(tag);
+            (attached.outstanding() - later, later)
+        })
+    }
+
+    // Time
+
+    fn hold_back(&mut self, entry: Entry, due: Instant, returns: bool) {
+        self.timed = true;
+        let order = self.next_position;
+        self.next_position += 1;
+        self.delayed.push(Reverse(Delayed { due, order, entry, returns }));
+    }
+
+    /// Does what is due: delays that are over, messages that expired, the queue's own expiry.
+    pub(crate) fn tick(&mut self, env: &Env, effects: &mut Effects) {
+        if self.deleted {
+            return;
+        }
+        self.scheduled = None;
+        let now = env.now();
+        while self.delayed.peek().is_some_and(|Reverse(next)| next.due <= now) {
+            let Some(Reverse(over)) = self.delayed.pop() else {
+                break;
+            };
+            if over.returns {
+                self.ready.give_back(over.entry);
+                self.dispatch(env, effects);
+                self.enforce_length(effects);
+            } else {
+                self.enqueue(over.entry, env, effects);
+            }
+        }
+        self.expire(now, effects);
+        effects.delete |= self.expiry().is_some_and(|expiry| expiry <= now);
+    }
+
+    fn expire(&mut self, now: Instant, effects: &mut Effects) {
+        while let Some(entry) = self.ready.pop_expired(now) {
+            self.bury(entry, Reason::Expired, effects);
+        }
+    }
+
+    /// When the queue goes because nobody uses it.
+    fn expiry(&self) -> Option<Instant> {
+        self.spec.expires.filter(|_| self.consumers.is_empty()).map(|unused| self.used + unused)
+    }
+
+    /// Notes that somebody declared it again.
+    pub(crate) fn touch(&mut self, now: Instant) {
+        self.used = now;
+    }
+
+    /// To be called when a change is complete: says what the broker's timer and memory need to know.
+    pub(crate) fn report(&mut self, effects: &mut Effects) {
+        if self.timed && !self.deleted {
+            let next = [
+                self.ready.next_expiry(),
+                self.delayed.peek().map(|Reverse(next)| next.due),
+                self.expiry(),
+            ];
+            if let Some(next) = next.into_iter().flatten().min()
+                && self.scheduled.is_none_or(|scheduled| next < scheduled)
+            {
+                self.scheduled = Some(next);
+                effects.timer = Some(next);
+            }
+        }
+        if self.unreported.abs() >= MEMORY_STEP {
+            effects.memory = std::mem::take(&mut self.unreported);
+        }
+    }
+
+    // Leaving the queue
+
+    fn forget(&mut self, entry: &Entry) {
+        self.unreported -= ENTRY_BYTES + entry.bytes() as isize;
+    }
+
+    fn bury(&mut self, entry: Entry, reason: Reason, effects: &mut Effects) {
+        self.forget(&entry);
+        effects.dead.push(Dead { entry, reason, text: None });
+    }
+
+    /// Drops what waits and says how many messages that were.
+    pub(crate) fn purge(&mut self) -> u64 {
+        self.drop_unless(|_| false)
+    }
+
+    /// Drops what a restart of the broker loses in a durable queue of this kind.
+    pub(crate) fn restart(&mut self) {
+        if self.spec.kind == QueueKind::Classic {
+            self.drop_unless(|entry| entry.envelope.message.durable);
+            for delayed in std::mem::take(&mut self.delayed) {
+                if delayed.0.entry.envelope.message.durable {
+                    self.delayed.push(delayed);
+                } else {
+                    self.forget(&delayed.0.entry);
+                }
+            }
+        }
+    }
+
+    fn drop_unless(&mut self, keep: impl Fn(&Entry) -> bool) -> u64 {
+        let (messages, bytes) = self.ready.retain(keep);
+        self.unreported -= messages as isize * ENTRY_BYTES + bytes as isize;
+        messages as u64
+    }
+
+    /// Marks it deleted and gives back its memory; consumers that wait are woken to see it.
+    pub(crate) fn delete(&mut self, effects: &mut Effects) {
+        self.deleted = true;
+        for consumer in &mut self.consumers {
+            effects.wakers.extend(consumer.wake());
+            for entry in consumer.take_back(0) {
+                self.unreported -= ENTRY_BYTES + entry.bytes() as isize;
+            }
+        }
+        self.purge();
+        for Reverse(delayed) in std::mem::take(&mut self.delayed) {
+            self.forget(&delayed.entry);
+        }
+        effects.memory = std::mem::take(&mut self.unreported);
+    }
+
+    // Looking
+
+    pub(crate) const fn is_deleted(&self) -> bool {
+        self.deleted
+    }
+
+    pub(crate) fn info(&self) -> QueueInfo {
+        let live = self.consumers.iter().filter(|consumer| !consumer.cancelled).count();
+        let unsettled: usize = self.consumers.iter().map(Attached::outstanding).sum();
+        let mut info =
+            QueueInfo::new(self.ready.len() as u64, u32::try_from(live).unwrap_or(u32::MAX));
+        info.unsettled = Some(unsettled as u64);
+        info.delayed = Some(self.delayed.len() as u64);
+        info
+    }
+}
