@@ -1,1 +1,33 @@
-//! Behaviour suites for transports.
+//! What tests of Postrider are made of.
+//!
+//! * [`behaviour`] is the suite that every transport passes: one async function for each behaviour of
+//!   the contract in `postrider-core`, run against a [`Harness`](harness::Harness), which says how
+//!   to reach a broker and which faults it can bring about.
+//! * [`mock`] holds [`MockTransport`](mock::MockTransport) and
+//!   [`MockPublisher`](mock::MockPublisher), for unit tests of code that is written against
+//!   `&dyn Transport` or `&dyn Publisher`.
+//!
+//! # Example: the suite as a test target of a transport
+//!
+//! With `harness = false` on the test target in `Cargo.toml`, the whole target is
+//!
+//! ```no_run
+//! use std::{process::ExitCode, sync::Arc};
+//!
+//! use postrider_testkit::{behaviour, harness::Harness};
+//!
+//! # fn my_harness() -> Arc<dyn Harness> { unreachable!() }
+//! fn main() -> ExitCode {
+//!     behaviour::main(&[my_harness()])
+//! }
+//! ```
+//!
+//! and `cargo test --test behaviour -- priority` runs the behaviours with `priority` in their name.
+
+pub mod behaviour;
+pub mod harness;
+pub mod mock;
+mod runner;
+mod scene;
+
+pub use scene::{Reader, Scene};

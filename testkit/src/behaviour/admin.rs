@@ -1,0 +1,5 @@
+//! x
+use super::Behaviour;
+pub(super) fn behaviours() -> Vec<Behaviour> {
+    vec![]
+}

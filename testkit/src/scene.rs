@@ -1,0 +1,510 @@
+//! What every behaviour has in hand: a broker, connections, names of its own, and the shortcuts that
+//! say what was expected when it does not come.
+
+mod reader;
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream::BoxStream};
+use postrider_core::{
+    Address, Capabilities, Confirm, ConsumerOptions, Env, Envelope, Error, ErrorKind, Message,
+    Publisher, PublisherOptions, Queue, QueueInfo, Result, Topology, Transport, TransportEvent,
+    Verdict,
+};
+use tokio::{sync::OnceCell, time};
+
+pub use self::reader::Reader;
+use crate::harness::{Clock, Connection, Fault, Harness, TestBroker};
+
+/// A broker under test as one behaviour uses it. Cloning shares it.
+#[derive(Clone)]
+pub struct Scene(Arc<Inner>);
+
+struct Inner {
+    broker: Arc<dyn TestBroker>,
+    clock: Clock,
+    lateness: Duration,
+    divisor: usize,
+    prefix: String,
+    main: Connection,
+    publisher: OnceCell<Arc<dyn Publisher>>,
+    others: Mutex<Vec<Arc<dyn Transport>>>,
+    declared: Mutex<Topology>,
+}
+
+impl Scene {
+    pub(crate) async fn open(harness: &dyn Harness, broker: Arc<dyn TestBroker>) -> Result<Self> {
+        let main = broker.connect().await?;
+        let id = main.transport.env().new_id().simple().to_string();
+        Ok(Self(Arc::new(Inner {
+            broker,
+            clock: harness.clock(),
+            lateness: harness.lateness(),
+            divisor: harness.divisor().max(1),
+            // The tail of a UUIDv7 is its random part.
+            prefix: format!("test-{}", &id[20..]),
+            main,
+            publisher: OnceCell::new(),
+            others: Mutex::default(),
+            declared: Mutex::default(),
+        })))
+    }
+
+    /// The behaviour's first connection.
+    #[must_use]
+    pub fn transport(&self) -> &Arc<dyn Transport> {
+        &self.0.main.transport
+    }
+
+    /// The first connection with the means to break it.
+    #[must_use]
+    pub fn connection(&self) -> &Connection {
+        &self.0.main
+    }
+
+    /// Time, randomness and ids of the transport under test.
+    #[must_use]
+    pub fn env(&self) -> &Env {
+        self.transport().env()
+    }
+
+    /// What the transport under test says it can do.
+    #[must_use]
+    pub fn capabilities(&self) -> &Capabilities {
+        self.transport().capabilities()
+    }
+
+    /// A further connection to the same broker, closed after the behaviour.
+    ///
+    /// # Panics
+    ///
+    /// When the broker gives none.
+    pub async fn connect(&self) -> Connection {
+        let connection = self.0.broker.connect().await;
+        let connection = connection.expect("a further connection to the broker");
+        lock(&self.0.others).push(connection.transport.clone());
+        connection
+    }
+
+    /// A connection that is not remembered, for behaviours that open thousands and close them.
+    ///
+    /// # Panics
+    ///
+    /// When the broker gives none.
+    pub async fn connect_and_forget(&self) -> Arc<dyn Transport> {
+        let connection = self.0.broker.connect().await;
+        connection.expect("one connection of many").transport
+    }
+
+    /// Begins a fault that lasts.
+    ///
+    /// # Panics
+    ///
+    /// When the harness cannot.
+    pub async fn begin(&self, fault: Fault) {
+        let begun = self.0.broker.begin(fault).await;
+        assert!(begun.is_ok(), "the harness could not begin {fault:?}: {begun:?}");
+    }
+
+    /// Ends a fault.
+    ///
+    /// # Panics
+    ///
+    /// When the harness cannot.
+    pub async fn end(&self, fault: Fault) {
+        let ended = self.0.broker.end(fault).await;
+        assert!(ended.is_ok(), "the harness could not end {fault:?}: {ended:?}");
+    }
+
+    /// A name that no other behaviour and no other run uses.
+    #[must_use]
+    pub fn name(&self, base: &str) -> String {
+        format!("{}.{base}", self.0.prefix)
+    }
+
+    /// `count` for a broker in the process, less where the harness says that its broker needs it.
+    #[must_use]
+    pub fn scaled(&self, count: usize) -> usize {
+        (count / self.0.divisor).max(1)
+    }
+
+    /// How long something that must happen may take.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        match self.0.clock {
+            Clock::Real => Duration::from_secs(20),
+            Clock::Virtual => Duration::from_secs(60),
+        }
+    }
+
+    /// How long is waited to see that something does not happen.
+    #[must_use]
+    pub fn quiet(&self) -> Duration {
+        Duration::from_millis(300)
+    }
+
+    /// How much later than asked for something may happen.
+    #[must_use]
+    pub fn lateness(&self) -> Duration {
+        self.0.lateness
+    }
+
+    /// Declares `topology` and remembers it for cleaning up.
+    ///
+    /// # Panics
+    ///
+    /// When it is refused.
+    pub async fn declare(&self, topology: Topology) {
+        self.remember(topology.clone());
+        let declared = self.transport().declare(&topology).await;
+        assert!(declared.is_ok(), "declaring {topology:?} must succeed: {declared:?}");
+    }
+
+    /// Takes `topology` away after the behaviour.
+    pub fn remember(&self, topology: Topology) {
+        let mut declared = lock(&self.0.declared);
+        *declared = std::mem::take(&mut *declared).and(topology);
+    }
+
+    /// Declares a queue and gives its name.
+    ///
+    /// # Panics
+    ///
+    /// When it is refused.
+    pub async fn declare_queue(&self, queue: Queue) -> String {
+        let name = queue.name.to_string();
+        self.declare(Topology::new().queue(queue)).await;
+        name
+    }
+
+    /// Declares a durable quorum queue of a name of its own.
+    ///
+    /// # Panics
+    ///
+    /// When it is refused.
+    pub async fn queue(&self, base: &str) -> String {
+        self.declare_queue(Queue::durable(self.name(base))).await
+    }
+
+    /// Declares a durable classic queue of a name of its own.
+    ///
+    /// # Panics
+    ///
+    /// When it is refused.
+    pub async fn classic(&self, base: &str) -> String {
+        self.declare_queue(Queue::classic(self.name(base))).await
+    }
+
+    /// The behaviour's own publisher on its first connection.
+    ///
+    /// # Panics
+    ///
+    /// When the transport gives none.
+    pub async fn publisher(&self) -> Arc<dyn Publisher> {
+        self.0
+            .publisher
+            .get_or_init(|| self.publisher_with(PublisherOptions::default()))
+            .await
+            .clone()
+    }
+
+    /// A new publisher on the first connection.
+    ///
+    /// # Panics
+    ///
+    /// When the transport gives none.
+    pub async fn publisher_with(&self, options: PublisherOptions) -> Arc<dyn Publisher> {
+        let publisher = self.transport().publisher(options).await;
+        publisher.expect("a publisher with valid options")
+    }
+
+    /// Publishes bodies to a queue, pipelined, and sees every one accepted.
+    ///
+    /// # Panics
+    ///
+    /// When one is not.
+    pub async fn publish<B: Into<Bytes>>(&self, queue: &str, bodies: impl IntoIterator<Item = B>) {
+        let address = Address::queue(queue.to_owned());
+        let envelopes =
+            bodies.into_iter().map(|body| Envelope::new(address.clone(), Message::new(body)));
+        self.publish_envelopes(envelopes).await;
+    }
+
+    /// Publishes one message to a queue and sees it accepted.
+    ///
+    /// # Panics
+    ///
+    /// When it is not.
+    pub async fn publish_message(&self, queue: &str, message: Message) {
+        self.publish_envelopes([Envelope::new(Address::queue(queue.to_owned()), message)]).await;
+    }
+
+    /// Publishes envelopes, pipelined, and sees every one accepted.
+    ///
+    /// # Panics
+    ///
+    /// When one is not.
+    pub async fn publish_envelopes(&self, envelopes: impl IntoIterator<Item = Envelope>) {
+        let publisher = self.publisher().await;
+        let mut confirms = Vec::new();
+        for envelope in envelopes {
+            let address = envelope.address.clone();
+            confirms.push((address, self.send(&*publisher, envelope).await));
+        }
+        for (address, confirm) in confirms {
+            let verdict = self.verdict(confirm).await;
+            assert_eq!(verdict, Verdict::Accepted, "a publish to {address} must be stored");
+        }
+    }
+
+    /// Sends and expects that it could be sent.
+    ///
+    /// # Panics
+    ///
+    /// When it could not.
+    pub async fn send(&self, publisher: &dyn Publisher, envelope: Envelope) -> Confirm {
+        let address = envelope.address.clone();
+        let sent = self.soon("a send", publisher.send(envelope)).await;
+        sent.unwrap_or_else(|error| panic!("a send to {address} must succeed: {error}"))
+    }
+
+    /// The verdict of a confirm.
+    ///
+    /// # Panics
+    ///
+    /// When it does not come.
+    pub async fn verdict(&self, confirm: Confirm) -> Verdict {
+        self.soon("a verdict", confirm).await
+    }
+
+    /// Consumes a queue on the first connection with this prefetch.
+    ///
+    /// # Panics
+    ///
+    /// When it is refused.
+    pub async fn read(&self, queue: &str, prefetch: u16) -> Reader {
+        self.read_on(self.transport(), queue, prefetch).await
+    }
+
+    /// Consumes a queue on `transport` with this prefetch.
+    ///
+    /// # Panics
+    ///
+    /// When it is refused.
+    pub async fn read_on(
+        &self,
+        transport: &Arc<dyn Transport>,
+        queue: &str,
+        prefetch: u16,
+    ) -> Reader {
+        let options = ConsumerOptions::default().with_prefetch(prefetch);
+        let consumer = transport.consumer(queue, options).await;
+        let consumer = consumer.unwrap_or_else(|error| panic!("consuming '{queue}': {error}"));
+        Reader::new(self.clone(), queue.to_owned(), consumer)
+    }
+
+    /// What a queue holds.
+    ///
+    /// # Panics
+    ///
+    /// When it is not there.
+    pub async fn info(&self, queue: &str) -> QueueInfo {
+        let info = self.transport().queue_info(queue).await;
+        let info = info.unwrap_or_else(|error| panic!("asking about '{queue}': {error}"));
+        info.unwrap_or_else(|| panic!("the queue '{queue}' must be there"))
+    }
+
+    /// Waits until a queue has this many messages ready, and sees that it stays so.
+    ///
+    /// # Panics
+    ///
+    /// When that does not happen.
+    pub async fn settles_at(&self, queue: &str, ready: u64) {
+        self.eventually(&format!("'{queue}' has {ready} ready"), async || {
+            let info = self.info(queue).await;
+            if info.ready == ready { Ok(()) } else { Err(format!("{info:?}")) }
+        })
+        .await;
+        time::sleep(self.quiet()).await;
+        let info = self.info(queue).await;
+        assert_eq!(info.ready, ready, "'{queue}' must stay at {ready} ready: {info:?}");
+    }
+
+    /// Waits until a queue has this many consumers.
+    ///
+    /// # Panics
+    ///
+    /// When that does not happen.
+    pub async fn has_consumers(&self, queue: &str, consumers: u32) {
+        self.eventually(&format!("'{queue}' has {consumers} consumers"), async || {
+            let info = self.info(queue).await;
+            if info.consumers == consumers { Ok(()) } else { Err(format!("{info:?}")) }
+        })
+        .await;
+    }
+
+    /// Waits until a queue is gone.
+    ///
+    /// # Panics
+    ///
+    /// When it stays.
+    pub async fn is_gone(&self, queue: &str) {
+        self.eventually(&format!("'{queue}' is gone"), async || {
+            match self.transport().queue_info(queue).await {
+                Ok(None) => Ok(()),
+                // A queue of a connection that is being closed may be locked until it is gone.
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+    }
+
+    /// Reads and acks all that a queue holds, and sees that it is `expected`, in this order.
+    ///
+    /// # Panics
+    ///
+    /// When it is not.
+    pub async fn holds<T: AsRef<str>>(&self, queue: &str, expected: &[T]) {
+        let mut reader = self.read(queue, 100).await;
+        let bodies = reader.bodies(expected.len()).await;
+        let expected: Vec<&str> = expected.iter().map(AsRef::as_ref).collect();
+        assert_eq!(bodies, expected, "what '{queue}' holds, in order");
+        reader.is_silent().await;
+    }
+
+    /// Asks `condition` again and again until it is met; it says what it saw instead.
+    ///
+    /// # Panics
+    ///
+    /// When it is not met in time.
+    pub async fn eventually<T>(
+        &self,
+        what: &str,
+        mut condition: impl AsyncFnMut() -> Result<T, String>,
+    ) -> T {
+        let deadline = self.env().now() + self.patience();
+        loop {
+            match condition().await {
+                Ok(value) => return value,
+                Err(seen) => assert!(
+                    self.env().now() < deadline,
+                    "not within {:?}: {what}; last seen: {seen}",
+                    self.patience()
+                ),
+            }
+            time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Waits for something that must happen.
+    ///
+    /// # Panics
+    ///
+    /// When it takes too long.
+    pub async fn soon<T>(&self, what: &str, future: impl Future<Output = T>) -> T {
+        time::timeout(self.patience(), future)
+            .await
+            .unwrap_or_else(|_| panic!("not within {:?}: {what}", self.patience()))
+    }
+
+    /// Waits for the event that `wanted` picks, passing over others.
+    ///
+    /// # Panics
+    ///
+    /// When it does not come.
+    pub async fn event<T>(
+        &self,
+        events: &mut BoxStream<'static, TransportEvent>,
+        what: &str,
+        wanted: impl Fn(&TransportEvent) -> Option<T>,
+    ) -> T {
+        let mut seen = Vec::new();
+        let waiting = async {
+            while let Some(event) = events.next().await {
+                if let Some(value) = wanted(&event) {
+                    return Some(value);
+                }
+                seen.push(event);
+            }
+            None
+        };
+        match time::timeout(self.patience(), waiting).await {
+            Ok(Some(value)) => value,
+            Ok(None) => panic!("the events ended before {what}; seen: {seen:?}"),
+            Err(_) => panic!("not within {:?}: {what}; seen: {seen:?}", self.patience()),
+        }
+    }
+
+    /// Waits until the connection is restored, for the `epoch`th connection or a later one.
+    ///
+    /// # Panics
+    ///
+    /// When it is not.
+    pub async fn restored(&self, events: &mut BoxStream<'static, TransportEvent>, epoch: u64) {
+        self.event(events, "the event Restored", |event| match event {
+            TransportEvent::Restored { epoch: now } if *now >= epoch => Some(()),
+            _ => None,
+        })
+        .await;
+    }
+
+    /// Removes what the behaviour declared and closes its connections.
+    pub(crate) async fn clean_up(&self) -> Result<()> {
+        let declared = std::mem::take(&mut *lock(&self.0.declared));
+        let others = std::mem::take(&mut *lock(&self.0.others));
+        for transport in others {
+            swallow_left_over(transport.close(Duration::from_secs(1)).await)?;
+        }
+        swallow_left_over(self.transport().close(Duration::from_secs(1)).await)?;
+        // The first connection may have been closed by the behaviour itself.
+        let sweeper = self.0.broker.connect().await?.transport;
+        let removed = sweeper.remove(&declared).await;
+        sweeper.close(Duration::from_secs(5)).await?;
+        removed
+    }
+}
+
+/// A behaviour may leave deliveries unsettled; then closing is late and all the same done.
+fn swallow_left_over(closed: Result<()>) -> Result<()> {
+    match closed {
+        Err(error) if error.kind() == ErrorKind::TimedOut => Ok(()),
+        other => other,
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Sees that a call failed with one of these kinds, and gives the error.
+///
+/// # Panics
+///
+/// When it succeeded or failed otherwise.
+pub(crate) fn refused<T: fmt::Debug>(result: Result<T>, kinds: &[ErrorKind], what: &str) -> Error {
+    match result {
+        Ok(value) => panic!("{what} must fail as {kinds:?}, and it gave {value:?}"),
+        Err(error) => {
+            assert!(
+                kinds.contains(&error.kind()),
+                "{what} must fail as {kinds:?}, and it failed as {:?}: {error}",
+                error.kind()
+            );
+            error
+        }
+    }
+}
+
+impl fmt::Debug for Scene {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scene")
+            .field("prefix", &self.0.prefix)
+            .field("transport", self.transport())
+            .finish_non_exhaustive()
+    }
+}
