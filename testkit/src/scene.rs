@@ -19,6 +19,7 @@ use postrider_core::{
 use tokio::{sync::OnceCell, time};
 
 pub use self::reader::Reader;
+pub(crate) use self::reader::text;
 use crate::harness::{Clock, Connection, Fault, Harness, TestBroker};
 
 /// A broker under test as one behaviour uses it. Cloning shares it.
