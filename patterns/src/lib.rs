@@ -1,1 +1,74 @@
-//! The messaging patterns of Postrider.
+//! The messaging patterns of Postrider: calls, events and tasks over any transport.
+//!
+//! | room | what it is for |
+//! |---|---|
+//! | [`rpc`] | a request to a service and its reply |
+//! | [`pubsub`] | events for every subscription |
+//! | [`work_queue`] | tasks for one of many workers |
+//! | [`resilience`] | retries and dead letters |
+//! | [`consuming`] | the consume loop under them, and how it is stopped |
+//! | [`handler`] | what a handler is given and gives back |
+//! | [`codec`] | values to bytes and back |
+//! | [`naming`] | the names of queues and exchanges |
+//! | [`headers`] | the names of headers |
+//!
+//! Everything here is written against [`postrider_core::Transport`]; no broker is known. The wire
+//! formats are open to any client in any language and fixed by tests.
+//!
+//! # Example: an event, handled
+//!
+//! ```
+//! use std::{sync::Arc, time::Duration};
+//! use postrider_core::Transport;
+//! use postrider_patterns::{Event, EventBus, Subscription};
+//! use postrider_transport_inmemory::InMemory;
+//! use serde::{Deserialize, Serialize};
+//!
+//! #[derive(Serialize, Deserialize)]
+//! struct UserRegistered { name: String }
+//!
+//! impl Event for UserRegistered {
+//!     const TYPE: &'static str = "user.registered";
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let transport: Arc<dyn Transport> = Arc::new(InMemory::connect("memory://")?);
+//! let bus = EventBus::new(transport).await?;
+//! let subscription = Subscription::durable("mailer", "welcome")
+//!     .on(|event: UserRegistered, context| async move {
+//!         println!("welcome, {}, at try {}", event.name, context.attempt());
+//!         Ok(())
+//!     });
+//! let running = bus.subscribe(subscription).await?;
+//! bus.publish(&UserRegistered { name: "Ann".into() }).await?;
+//! running.stop(Duration::from_secs(5)).await;
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod codec;
+pub mod consuming;
+mod error;
+pub mod handler;
+pub mod headers;
+pub mod naming;
+mod publishing;
+pub mod pubsub;
+pub mod resilience;
+pub mod rpc;
+mod wire_time;
+pub mod work_queue;
+
+pub use codec::{Codec, CodecError, Limits};
+pub use consuming::{RunStats, Running, StopReport};
+pub use error::PublishError;
+pub use handler::{Context, ErrorClass, HandlerError, codes};
+pub use naming::Naming;
+pub use publishing::MessageId;
+pub use pubsub::{Event, EventBus, EventBusBuilder, RawEvent, Subscription, UnknownEvents};
+pub use resilience::{Decision, Jitter, RetryPolicy, dead_letter_route, dead_letter_topology};
+pub use rpc::{
+    CallOptions, Request, RpcClient, RpcClientBuilder, RpcClientStats, RpcError, RpcServer,
+};
+pub use work_queue::{DEFAULT_PRIORITY, SubmitOptions, Task, WorkQueue, WorkQueueBuilder, Worker};

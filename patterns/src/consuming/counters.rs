@@ -1,0 +1,51 @@
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What a consume loop has done so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct RunStats {
+    /// Messages done with.
+    pub acked: u64,
+    /// Failed tries that are tried again.
+    pub retried: u64,
+    /// Messages kept in the dead-letter queue.
+    pub dead_lettered: u64,
+    /// Messages given back to the queue, uncounted.
+    pub released: u64,
+    /// Requests whose deadline had passed and that were not run. RPC servers only.
+    pub expired: u64,
+    /// Replies that reached nobody. RPC servers only.
+    pub replies_dropped: u64,
+}
+
+/// One of the figures of [`RunStats`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Count {
+    Acked,
+    Retried,
+    DeadLettered,
+    Released,
+    Expired,
+    RepliesDropped,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counters([AtomicU64; 6]);
+
+impl Counters {
+    pub(crate) fn add(&self, count: Count) {
+        self.0[count as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn stats(&self) -> RunStats {
+        let get = |count: Count| self.0[count as usize].load(Ordering::Relaxed);
+        RunStats {
+            acked: get(Count::Acked),
+            retried: get(Count::Retried),
+            dead_lettered: get(Count::DeadLettered),
+            released: get(Count::Released),
+            expired: get(Count::Expired),
+            replies_dropped: get(Count::RepliesDropped),
+        }
+    }
+}

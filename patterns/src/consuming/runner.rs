@@ -1,0 +1,235 @@
+use std::{any::Any, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use futures_util::FutureExt;
+use postrider_core::{
+    Consumer, ConsumerOptions, Delivery, DeliveryInfo, Envelope, Error, ErrorKind, Result,
+    Transport,
+};
+use tokio::{sync::watch, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use super::{Count, Counters, Running, running::State};
+use crate::{handler::HandlerError, resilience::DeadLetters};
+
+/// What is to be done with a message.
+#[derive(Debug)]
+pub(crate) enum Disposition {
+    Ack,
+    Retry(Duration),
+    Release,
+    DeadLetter(HandlerError),
+}
+
+/// What a pattern does with one message. It never settles by itself.
+pub(crate) trait Process: Send + Sync + 'static {
+    fn process(
+        &self,
+        envelope: &Arc<Envelope>,
+        info: &DeliveryInfo,
+        cancellation: &CancellationToken,
+    ) -> impl Future<Output = Disposition> + Send;
+}
+
+/// How much is done at once.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Settings {
+    pub(crate) concurrency: usize,
+    pub(crate) prefetch: Option<u16>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { concurrency: 16, prefetch: None }
+    }
+}
+
+impl Settings {
+    /// The prefetch that was asked for, else three messages for each handler: one at work, two on
+    /// their way.
+    fn prefetch(self) -> u16 {
+        const MOST: u16 = 1_000;
+        self.prefetch.unwrap_or_else(|| {
+            let wanted = u16::try_from(self.concurrency.saturating_mul(3)).unwrap_or(MOST);
+            let least = u16::try_from(self.concurrency).unwrap_or(u16::MAX);
+            wanted.min(MOST).max(least)
+        })
+    }
+
+    fn check(self) -> Result<()> {
+        if self.concurrency == 0 {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                "start",
+                "a concurrency of 0 would handle nothing; it is 1 or more",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// A consume loop to be started.
+pub(crate) struct Runner<P> {
+    pub(crate) process: P,
+    pub(crate) dead_letters: DeadLetters,
+    pub(crate) settings: Settings,
+    pub(crate) counters: Arc<Counters>,
+}
+
+impl<P: Process> Runner<P> {
+    /// Begins to consume `queue`, which must have been declared.
+    pub(crate) async fn start(
+        self,
+        transport: &Arc<dyn Transport>,
+        queue: &str,
+    ) -> Result<Running> {
+        self.settings.check()?;
+        let options = ConsumerOptions::default().with_prefetch(self.settings.prefetch());
+        let consumer = transport.consumer(queue, options).await?;
+        let (stop, kill) = (CancellationToken::new(), CancellationToken::new());
+        let (state, watched) = watch::channel(State::Running);
+        let counters = Arc::clone(&self.counters);
+        let work = Arc::new(Work { runner: self, kill: kill.clone() });
+        let task = tokio::spawn(run(work, consumer, state, stop.clone()));
+        Ok(Running::new(queue.into(), counters, watched, stop, kill, task))
+    }
+}
+
+struct Work<P> {
+    runner: Runner<P>,
+    kill: CancellationToken,
+}
+
+async fn run<P: Process>(
+    work: Arc<Work<P>>,
+    mut consumer: Consumer,
+    state: watch::Sender<State>,
+    stop: CancellationToken,
+) {
+    let concurrency = work.runner.settings.concurrency;
+    let mut handlers = JoinSet::new();
+    let ended = loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => break None,
+            Some(_done) = handlers.join_next(), if !handlers.is_empty() => {}
+            delivery = consumer.recv(), if handlers.len() < concurrency => match delivery {
+                Some(Ok(delivery)) => {
+                    handlers.spawn(Arc::clone(&work).handle(delivery));
+                }
+                Some(Err(error)) => {
+                    tracing::error!(%error, "consuming ended");
+                    break Some(Arc::new(error));
+                }
+                None => break None,
+            },
+        }
+    };
+    // What was taken in advance goes back now, so that others need not wait for our handlers.
+    drop(consumer);
+    state.send_replace(State::Ended(ended));
+    loop {
+        tokio::select! {
+            biased;
+            done = handlers.join_next() => if done.is_none() { return },
+            () = work.kill.cancelled() => break,
+        }
+    }
+    handlers.shutdown().await;
+}
+
+impl<P: Process> Work<P> {
+    async fn handle(self: Arc<Self>, delivery: Delivery) {
+        let (envelope, info) = (Arc::clone(delivery.envelope()), delivery.info().clone());
+        let in_hand = InHand { delivery: Some(delivery), counters: &self.runner.counters };
+        let disposition = self.runner.process.process(&envelope, &info, &self.kill).await;
+        match disposition {
+            Disposition::Ack => in_hand.settle(Count::Acked, Delivery::ack),
+            Disposition::Retry(after) => {
+                in_hand.settle(Count::Retried, |delivery| delivery.retry(after));
+            }
+            Disposition::Release => drop(in_hand),
+            Disposition::DeadLetter(error) => {
+                let dead_letters = &self.runner.dead_letters;
+                match dead_letters.keep(&envelope, &info, &error).await {
+                    Ok(()) => {
+                        tracing::error!(queue = %info.queue, %error, "message dead-lettered");
+                        in_hand.settle(Count::DeadLettered, Delivery::ack);
+                    }
+                    Err(failed) => {
+                        tracing::error!(
+                            queue = %info.queue, %error, %failed,
+                            "message could not be dead-lettered; it is tried again"
+                        );
+                        let after = dead_letters.retry_after();
+                        in_hand.settle(Count::Retried, |delivery| delivery.retry(after));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A delivery whose handler is at work. When the handler is given up, it goes back to the queue.
+struct InHand<'a> {
+    delivery: Option<Delivery>,
+    counters: &'a Counters,
+}
+
+impl InHand<'_> {
+    fn settle(mut self, count: Count, settle: impl FnOnce(Delivery)) {
+        if let Some(delivery) = self.delivery.take() {
+            self.counters.add(count);
+            settle(delivery);
+        }
+    }
+}
+
+impl Drop for InHand<'_> {
+    fn drop(&mut self) {
+        if let Some(delivery) = self.delivery.take() {
+            self.counters.add(Count::Released);
+            delivery.release();
+        }
+    }
+}
+
+/// Runs a handler; a panic in it becomes an error.
+pub(crate) async fn catch_panic<T>(
+    handler: impl Future<Output = Result<T, HandlerError>>,
+) -> Result<T, HandlerError> {
+    match AssertUnwindSafe(handler).catch_unwind().await {
+        Ok(result) => result,
+        Err(payload) => Err(HandlerError::panicked(panic_text(&*payload))),
+    }
+}
+
+fn panic_text(payload: &(dyn Any + Send)) -> &str {
+    payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("with a value that is no text")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefetch_follows_concurrency() {
+        let prefetch = |concurrency, prefetch| Settings { concurrency, prefetch }.prefetch();
+        assert_eq!(prefetch(1, None), 3);
+        assert_eq!(prefetch(16, None), 48);
+        assert_eq!(prefetch(600, None), 1_000);
+        assert_eq!(prefetch(5_000, None), 5_000);
+        assert_eq!(prefetch(1_000_000, None), u16::MAX);
+        assert_eq!(prefetch(16, Some(1)), 1);
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_error_with_its_text() {
+        let panics = async { panic!("boom {}", 1) };
+        let error = catch_panic::<()>(panics).await.unwrap_err();
+        assert_eq!(error.to_string(), "PANIC: the handler panicked: boom 1");
+    }
+}

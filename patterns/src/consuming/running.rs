@@ -1,0 +1,114 @@
+use std::{sync::Arc, time::Duration};
+
+use postrider_core::Error;
+use tokio::{sync::watch, task::JoinHandle, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::{Counters, RunStats};
+
+/// A server, subscription or worker at work.
+///
+/// Dropping it stops it at once: handlers are given up and their messages go back to the queue. Use
+/// [`stop`](Self::stop) to let them finish.
+#[derive(Debug)]
+#[must_use = "dropping it stops the handlers at once"]
+pub struct Running {
+    queue: Arc<str>,
+    counters: Arc<Counters>,
+    state: watch::Receiver<State>,
+    stop: CancellationToken,
+    kill: CancellationToken,
+    task: Option<JoinHandle<()>>,
+}
+
+/// How a consume loop stands.
+#[derive(Debug, Clone, Default)]
+pub(super) enum State {
+    #[default]
+    Running,
+    Ended(Option<Arc<Error>>),
+}
+
+/// What a stop did with the messages in hand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StopReport {
+    /// Messages whose handlers finished while it stopped.
+    pub finished: u64,
+    /// Messages whose handlers did not finish; they went back to the queue, uncounted.
+    pub released: u64,
+}
+
+impl Running {
+    pub(super) fn new(
+        queue: Arc<str>,
+        counters: Arc<Counters>,
+        state: watch::Receiver<State>,
+        stop: CancellationToken,
+        kill: CancellationToken,
+        task: JoinHandle<()>,
+    ) -> Self {
+        Self { queue, counters, state, stop, kill, task: Some(task) }
+    }
+
+    /// The queue that it consumes.
+    #[must_use]
+    pub fn queue(&self) -> &str {
+        &self.queue
+    }
+
+    /// Whether it still consumes.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        matches!(*self.state.borrow(), State::Running)
+    }
+
+    /// What it has done so far.
+    #[must_use]
+    pub fn stats(&self) -> RunStats {
+        self.counters.stats()
+    }
+
+    /// Waits until it consumes no more, which nobody may have asked for: a queue may be deleted, a
+    /// transport closed. Cancellation safe.
+    ///
+    /// # Errors
+    ///
+    /// Why consuming ended, when it was for an error.
+    pub async fn ended(&self) -> Result<(), Arc<Error>> {
+        let mut state = self.state.clone();
+        match state.wait_for(|state| matches!(state, State::Ended(_))).await.as_deref() {
+            Ok(State::Ended(Some(error))) => Err(Arc::clone(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Stops consuming, lets the handlers in hand finish until `deadline` has passed, and gives the
+    /// rest back to the queue.
+    ///
+    /// When the future is dropped, it is as if the deadline had come.
+    pub async fn stop(mut self, deadline: Duration) -> StopReport {
+        let before = self.stats();
+        self.stop.cancel();
+        if let Some(mut task) = self.task.take()
+            && timeout(deadline, &mut task).await.is_err()
+        {
+            self.kill.cancel();
+            // The loop ends by itself now; its own failure would have been told before.
+            let _ended = task.await;
+        }
+        let after = self.stats();
+        let finished = |stats: RunStats| stats.acked + stats.retried + stats.dead_lettered;
+        StopReport {
+            finished: finished(after) - finished(before),
+            released: after.released - before.released,
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        self.kill.cancel();
+    }
+}

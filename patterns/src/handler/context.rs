@@ -1,0 +1,125 @@
+use std::{fmt, sync::Arc, time::Duration};
+
+use chrono::{DateTime, Utc};
+use postrider_core::{Address, DeliveryInfo, Env, Envelope, HeaderValue, Message};
+use tokio_util::sync::CancellationToken;
+
+use crate::headers;
+
+/// The message that a handler works on, and what surrounds it. Cloning is cheap.
+#[derive(Clone)]
+pub struct Context(Arc<Inner>);
+
+struct Inner {
+    envelope: Arc<Envelope>,
+    info: DeliveryInfo,
+    env: Env,
+    cancellation: CancellationToken,
+}
+
+impl Context {
+    pub(crate) fn new(
+        envelope: Arc<Envelope>,
+        info: DeliveryInfo,
+        env: Env,
+        cancellation: CancellationToken,
+    ) -> Self {
+        Self(Arc::new(Inner { envelope, info, env, cancellation }))
+    }
+
+    /// The message as it came: body, properties and headers.
+    #[must_use]
+    pub fn message(&self) -> &Message {
+        &self.0.envelope.message
+    }
+
+    /// Where it was published to.
+    #[must_use]
+    pub fn address(&self) -> &Address {
+        &self.0.envelope.address
+    }
+
+    /// The queue it was taken from.
+    #[must_use]
+    pub fn queue(&self) -> &str {
+        &self.0.info.queue
+    }
+
+    /// The how-manieth delivery of this message it is, from 1; see
+    /// [`DeliveryInfo::attempt`].
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.0.info.attempt
+    }
+
+    /// The message's id; a plain client may send none.
+    #[must_use]
+    pub fn message_id(&self) -> Option<&str> {
+        self.message().message_id.as_deref()
+    }
+
+    /// The correlation id of the message.
+    #[must_use]
+    pub fn correlation_id(&self) -> Option<&str> {
+        self.message().correlation_id.as_deref()
+    }
+
+    /// The conversation that the message belongs to, which everything sent from this context
+    /// belongs to as well: the header `postrider-conversation-id`, else the correlation id, else
+    /// the message id.
+    #[must_use]
+    pub fn conversation_id(&self) -> Option<&str> {
+        self.message()
+            .headers
+            .get(headers::CONVERSATION_ID)
+            .and_then(HeaderValue::as_text)
+            .or_else(|| self.correlation_id())
+            .or_else(|| self.message_id())
+    }
+
+    /// When the answer is of no use any more.
+    #[must_use]
+    pub fn deadline(&self) -> Option<DateTime<Utc>> {
+        self.message().deadline
+    }
+
+    /// How long until the [`deadline`](Self::deadline); zero when it has passed.
+    #[must_use]
+    pub fn remaining(&self) -> Option<Duration> {
+        let left = self.deadline()? - self.0.env.timestamp();
+        Some(left.to_std().unwrap_or(Duration::ZERO))
+    }
+
+    /// Time, randomness and identity of the transport.
+    #[must_use]
+    pub fn env(&self) -> &Env {
+        &self.0.env
+    }
+
+    /// Cancelled when the handler is given up: it is dropped at its next await then. For work that
+    /// the handler started elsewhere.
+    #[must_use]
+    pub fn cancellation(&self) -> &CancellationToken {
+        &self.0.cancellation
+    }
+
+    /// Marks `message` as caused by this one and as part of its conversation.
+    pub(crate) fn mark_caused(&self, message: &mut Message) {
+        if let Some(id) = self.message_id() {
+            message.causation_id = Some(id.to_owned().into());
+        }
+        if let Some(id) = self.conversation_id() {
+            message.correlation_id = Some(id.to_owned().into());
+        }
+    }
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context")
+            .field("address", self.address())
+            .field("info", &self.0.info)
+            .field("message_id", &self.message_id())
+            .finish_non_exhaustive()
+    }
+}

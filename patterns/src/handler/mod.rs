@@ -1,0 +1,44 @@
+//! What every handler is given and gives back: [`Context`] and [`HandlerError`].
+//!
+//! A handler is an `async fn` from a typed value and a [`Context`] to a `Result`. The class of its
+//! error decides what becomes of the message: try again, dead-letter, or answer. Any standard error
+//! turns into a [`HandlerError`] by `?`.
+//!
+//! # Example: errors and their classes
+//!
+//! ```
+//! use postrider_patterns::{ErrorClass, HandlerError};
+//!
+//! fn parse(text: &str) -> Result<u32, HandlerError> {
+//!     if text.is_empty() {
+//!         return Err(HandlerError::rejected("EMPTY_ORDER", "an order needs a line"));
+//!     }
+//!     Ok(text.parse()?)
+//! }
+//!
+//! assert_eq!(parse("").unwrap_err().code(), "EMPTY_ORDER");
+//! assert_eq!(parse("x").unwrap_err().class(), ErrorClass::Internal);
+//! ```
+
+mod context;
+mod error;
+
+pub use context::Context;
+pub(crate) use error::class_of;
+pub use error::{ErrorClass, HandlerError, UnknownClass};
+
+/// The codes that Postrider itself gives to failures, as they stand on the wire.
+pub mod codes {
+    /// A request names a method that the service does not have.
+    pub const UNKNOWN_METHOD: &str = "UNKNOWN_METHOD";
+    /// The parameters of a request are not what its method takes.
+    pub const INVALID_PARAMS: &str = "INVALID_PARAMS";
+    /// A body cannot be decoded.
+    pub const UNDECODABLE: &str = "UNDECODABLE";
+    /// A task has a type that its worker has no handler for.
+    pub const UNKNOWN_TASK: &str = "UNKNOWN_TASK";
+    /// An event has a type that its subscription has no handler for.
+    pub const UNKNOWN_EVENT: &str = "UNKNOWN_EVENT";
+    /// A handler panicked.
+    pub const PANIC: &str = "PANIC";
+}

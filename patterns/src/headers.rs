@@ -1,0 +1,22 @@
+//! The names of the headers that Postrider sets on messages.
+
+/// The conversation that a request belongs to; its correlation id is taken by the call itself.
+pub const CONVERSATION_ID: &str = "postrider-conversation-id";
+/// The [`ErrorClass`](crate::ErrorClass) of an error reply or a dead letter.
+pub const ERROR_CLASS: &str = "postrider-error-class";
+/// The code of a dead letter's failure.
+pub const ERROR_CODE: &str = "postrider-error-code";
+/// What failed, for people; of a dead letter.
+pub const ERROR_MESSAGE: &str = "postrider-error-message";
+/// How often a dead letter was delivered.
+pub const ATTEMPTS: &str = "postrider-attempts";
+/// The queue that a dead letter comes from.
+pub const ORIGIN_QUEUE: &str = "postrider-origin-queue";
+/// The exchange that a dead letter was first published to; empty for a queue.
+pub const ORIGIN_EXCHANGE: &str = "postrider-origin-exchange";
+/// The routing key that a dead letter was first published with.
+pub const ORIGIN_KEY: &str = "postrider-origin-key";
+/// When a message was dead-lettered, RFC 3339 text.
+pub const DEAD_LETTERED_AT: &str = "postrider-dead-lettered-at";
+/// How long to wait before the next try, in milliseconds; of an error reply.
+pub const RETRY_AFTER_MS: &str = "postrider-retry-after-ms";

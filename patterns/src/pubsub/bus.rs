@@ -1,0 +1,304 @@
+use std::sync::Arc;
+
+use postrider_core::{
+    Address, Binding, Envelope, Error, ErrorKind, Exchange, Message, Publisher, PublisherOptions,
+    Queue, Result, Topology, Transport,
+};
+
+use super::{
+    Event, Subscription,
+    subscriber::Subscriber,
+    subscription::Kind,
+    wire::{self, EventBody, Metadata},
+};
+use crate::{
+    codec::{Codec, Limits},
+    consuming::{Counters, Runner, Running},
+    error::PublishError,
+    handler::Context,
+    naming::Naming,
+    publishing::{MessageId, publish_each, stored_or_unwanted},
+    resilience::{By, DeadLetters, Retrying, dead_letter_route, dead_letter_topology},
+    wire_time,
+};
+
+/// Publishes events and opens subscriptions. Cloning shares it.
+#[derive(Debug, Clone)]
+pub struct EventBus {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    transport: Arc<dyn Transport>,
+    publisher: Arc<dyn Publisher>,
+    exchange: String,
+    naming: Naming,
+    codec: Codec,
+    limits: Limits,
+    source: Option<String>,
+}
+
+impl EventBus {
+    /// A bus with the defaults of [`EventBusBuilder`].
+    ///
+    /// # Errors
+    ///
+    /// As [`EventBusBuilder::connect`].
+    pub async fn new(transport: Arc<dyn Transport>) -> Result<Self> {
+        Self::builder(transport).connect().await
+    }
+
+    /// A bus to be set up.
+    pub fn builder(transport: Arc<dyn Transport>) -> EventBusBuilder {
+        EventBusBuilder {
+            transport,
+            naming: Naming::default(),
+            codec: Codec::default(),
+            limits: Limits::default(),
+            source: None,
+        }
+    }
+
+    /// Publishes an event and waits until every subscription's queue has it. That nobody
+    /// subscribed is no error.
+    ///
+    /// Not cancellation safe: when the future is dropped, the event may have been published.
+    ///
+    /// # Errors
+    ///
+    /// [`PublishError`]. After [`ErrorKind::Unknown`] it may be published all the same.
+    pub async fn publish<E: Event>(&self, event: &E) -> Result<MessageId, PublishError> {
+        self.publish_one(event, None).await
+    }
+
+    /// Publishes an event that the message of `context` caused: its causation id is that message's
+    /// id, its correlation id that message's conversation. Else as [`publish`](Self::publish).
+    ///
+    /// # Errors
+    ///
+    /// As [`publish`](Self::publish).
+    pub async fn publish_from<E: Event>(
+        &self,
+        context: &Context,
+        event: &E,
+    ) -> Result<MessageId, PublishError> {
+        self.publish_one(event, Some(context)).await
+    }
+
+    async fn publish_one<E: Event>(
+        &self,
+        event: &E,
+        cause: Option<&Context>,
+    ) -> Result<MessageId, PublishError> {
+        let (id, envelope) = self.inner.envelope(event, cause)?;
+        let verdict = self.inner.publisher.send(envelope).await?.await;
+        stored_or_unwanted(verdict)
+            .map_err(|error| error.with_context("event", E::TYPE))
+            .map_err(PublishError::from)?;
+        Ok(id)
+    }
+
+    /// Publishes events in their order, many at a time, and waits for all of them.
+    ///
+    /// Not cancellation safe: when the future is dropped, some may have been published.
+    ///
+    /// # Errors
+    ///
+    /// The first failure, after which no further event is sent; those before it are published.
+    pub async fn publish_all<'a, E: Event>(
+        &self,
+        events: impl IntoIterator<Item = &'a E, IntoIter: Send>,
+    ) -> Result<Vec<MessageId>, PublishError> {
+        let mut ids = Vec::new();
+        let envelopes = events.into_iter().map(|event| {
+            let (id, envelope) = self.inner.envelope(event, None)?;
+            ids.push(id);
+            Ok(envelope)
+        });
+        publish_each(&*self.inner.publisher, envelopes, stored_or_unwanted).await?;
+        Ok(ids)
+    }
+
+    /// Declares what a subscription needs and begins to handle its events.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Invalid`] for a subscription without handlers, a type that is a pattern, or
+    /// options out of range, [`ErrorKind::Unsupported`] for a retry policy that the broker cannot
+    /// carry out, [`ErrorKind::Mismatch`] when the queue exists with another delivery limit, and
+    /// what [`Transport::declare`] and [`Transport::consumer`] fail with.
+    pub async fn subscribe(&self, subscription: Subscription) -> Result<Running> {
+        self.inner.subscribe(subscription).await
+    }
+}
+
+impl Inner {
+    fn envelope<E: Event>(
+        &self,
+        event: &E,
+        cause: Option<&Context>,
+    ) -> Result<(MessageId, Envelope), PublishError> {
+        let env = self.transport.env();
+        let (id, now) = (env.new_id().to_string(), env.timestamp());
+        let mut message = Message::new("")
+            .with_content_type(self.codec.content_type())
+            .with_message_id(id.clone())
+            .with_type(E::TYPE)
+            .with_timestamp(now);
+        match cause {
+            Some(context) => context.mark_caused(&mut message),
+            // An event that nothing caused begins a conversation.
+            None => message.correlation_id = Some(id.clone().into()),
+        }
+        let aggregate_id = event.aggregate_id();
+        message.body = wire::encode(
+            self.codec,
+            self.limits,
+            &EventBody {
+                event_id: &id,
+                event_type: E::TYPE,
+                aggregate_id: aggregate_id.as_deref(),
+                data: event,
+                timestamp: &wire_time::text(now),
+                version: E::VERSION,
+                metadata: Metadata {
+                    source: self.source.as_deref(),
+                    correlation_id: message.correlation_id.as_deref(),
+                    causation_id: message.causation_id.as_deref(),
+                },
+            },
+        )?;
+        message.key = aggregate_id.map(|key| key.into_owned().into());
+        let address = Address::exchange(self.exchange.clone(), E::TYPE);
+        Ok((MessageId::new(id), Envelope::new(address, message)))
+    }
+
+    async fn subscribe(&self, subscription: Subscription) -> Result<Running> {
+        check(&subscription)?;
+        let env = self.transport.env();
+        let (queue, parked_as, by) = match &subscription.kind {
+            Kind::Durable { service, name } => {
+                let capabilities = self.transport.capabilities();
+                subscription.retry.check(subscription.delivery_limit, capabilities)?;
+                let queue = self.naming.durable_subscription_queue(service, name);
+                (queue.clone(), queue, By::Broker)
+            }
+            Kind::Ephemeral { name } => {
+                subscription.retry.check_alone()?;
+                let id = env.new_id().to_string();
+                let queue = self.naming.ephemeral_subscription_queue(name, &id);
+                (queue, name.clone(), By::Process)
+            }
+        };
+        let declared = match by {
+            By::Broker => Queue::durable(queue.clone())
+                .with_delivery_limit(subscription.delivery_limit)
+                .with_dead_letter(dead_letter_route(&self.naming, &parked_as)),
+            By::Process => Queue::exclusive(queue.clone()),
+        };
+        let mut topology = dead_letter_topology(&self.naming, &parked_as)
+            .exchange(Exchange::topic(self.exchange.clone()))
+            .queue(declared);
+        for handler in &subscription.handlers {
+            let binding = Binding::queue(self.exchange.clone(), queue.clone(), handler.key.clone());
+            if !topology.bindings.contains(&binding) {
+                topology = topology.bind(binding);
+            }
+        }
+        self.transport.declare(&topology).await?;
+        let runner = Runner {
+            dead_letters: DeadLetters::new(
+                &self.transport,
+                Arc::clone(&self.publisher),
+                &self.naming,
+                &parked_as,
+            ),
+            settings: subscription.settings,
+            counters: Arc::new(Counters::default()),
+            process: Subscriber {
+                handlers: subscription.handlers,
+                unknown: subscription.unknown,
+                limits: subscription.limits,
+                retrying: Retrying::new(subscription.retry, env.clone(), by),
+                env: env.clone(),
+            },
+        };
+        runner.start(&self.transport, &queue).await
+    }
+}
+
+fn check(subscription: &Subscription) -> Result<()> {
+    let refuse = |message: String| {
+        let error = Error::new(ErrorKind::Invalid, "subscribe", message);
+        Err(error.with_context("subscription", format!("{subscription:?}")))
+    };
+    if subscription.handlers.is_empty() {
+        return refuse("a subscription without handlers would only collect events".to_owned());
+    }
+    match subscription.handlers.iter().find(|one| !one.is_sound()) {
+        Some(odd) => refuse(format!("the event type '{}' is a pattern; use on_pattern", odd.key)),
+        None => Ok(()),
+    }
+}
+
+/// Sets up an [`EventBus`].
+#[derive(Debug, Clone)]
+#[must_use = "call connect"]
+pub struct EventBusBuilder {
+    transport: Arc<dyn Transport>,
+    naming: Naming,
+    codec: Codec,
+    limits: Limits,
+    source: Option<String>,
+}
+
+impl EventBusBuilder {
+    /// The names of exchanges and queues. Default: those of the wire format.
+    pub fn naming(mut self, naming: Naming) -> Self {
+        self.naming = naming;
+        self
+    }
+
+    /// The codec of published events. Default: MessagePack.
+    pub fn codec(mut self, codec: Codec) -> Self {
+        self.codec = codec;
+        self
+    }
+
+    /// How large published bodies may be. Default: 16 MiB.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// The service that publishes, for the metadata of its events. Default: none.
+    pub fn source(mut self, service: impl Into<String>) -> Self {
+        self.source = Some(service.into());
+        self
+    }
+
+    /// Declares the exchange of events and opens a publisher.
+    ///
+    /// # Errors
+    ///
+    /// What [`Transport::declare`] and [`Transport::publisher`] fail with.
+    pub async fn connect(self) -> Result<EventBus> {
+        let exchange = self.naming.event_exchange();
+        let topology = Topology::new().exchange(Exchange::topic(exchange.clone()));
+        self.transport.declare(&topology).await?;
+        let options = PublisherOptions::default();
+        let publisher = self.transport.publisher(options).await?;
+        Ok(EventBus {
+            inner: Arc::new(Inner {
+                transport: self.transport,
+                publisher,
+                exchange,
+                naming: self.naming,
+                codec: self.codec,
+                limits: self.limits,
+                source: self.source,
+            }),
+        })
+    }
+}

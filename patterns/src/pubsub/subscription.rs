@@ -1,0 +1,194 @@
+use std::{fmt, sync::Arc};
+
+use futures_util::future::BoxFuture;
+use postrider_core::Queue;
+
+use super::{Event, RawEvent, pattern};
+use crate::{
+    codec::Limits,
+    consuming::Settings,
+    handler::{Context, HandlerError},
+    resilience::RetryPolicy,
+};
+
+type Handler =
+    Arc<dyn Fn(RawEvent, Context) -> BoxFuture<'static, Result<(), HandlerError>> + Send + Sync>;
+
+/// A service's interest in events: which ones, what to do with them, and what to do when it fails.
+///
+/// Handlers run several at once, so that the order of events is not kept; with a concurrency and a
+/// prefetch of 1 it is, as long as nothing is retried. Several handlers may take the same event: they
+/// run in the order they were added, and when one fails, all run again on the next try.
+#[must_use = "pass it to EventBus::subscribe"]
+pub struct Subscription {
+    pub(super) kind: Kind,
+    pub(super) handlers: Vec<Registered>,
+    pub(super) settings: Settings,
+    pub(super) retry: RetryPolicy,
+    pub(super) delivery_limit: u32,
+    pub(super) unknown: UnknownEvents,
+    pub(super) limits: Limits,
+}
+
+/// Who shares the events.
+pub(super) enum Kind {
+    Durable { service: String, name: String },
+    Ephemeral { name: String },
+}
+
+/// A handler and the types it is for.
+pub(super) struct Registered {
+    /// A type, or a pattern of types.
+    pub(super) key: String,
+    exact: bool,
+    pub(super) handler: Handler,
+}
+
+impl Registered {
+    /// A type with a wildcard in it would be bound as a pattern and never be equal to anything.
+    pub(super) fn is_sound(&self) -> bool {
+        !self.exact || !self.key.split('.').any(|word| word == "*" || word == "#")
+    }
+
+    pub(super) fn takes(&self, event_type: &str) -> bool {
+        if self.exact { self.key == event_type } else { pattern::matches(&self.key, event_type) }
+    }
+}
+
+/// What becomes of events that no handler of a subscription takes. They come by bindings that an
+/// earlier version of the subscription made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum UnknownEvents {
+    /// They are dropped.
+    #[default]
+    Ignore,
+    /// They are kept in the dead-letter queue.
+    DeadLetter,
+}
+
+impl Subscription {
+    /// A subscription that outlives its subscribers: events wait for them in a queue named after
+    /// `service` and `name`, and all instances share it.
+    pub fn durable(service: impl Into<String>, name: impl Into<String>) -> Self {
+        Self::new(Kind::Durable { service: service.into(), name: name.into() })
+    }
+
+    /// A subscription of this instance alone, which gets its own copy of each event while it is
+    /// connected and none of those before and after.
+    ///
+    /// Its retries run in the process and keep their place among the handlers at work. What fails
+    /// for good is kept in the dead-letter queue of `name`.
+    pub fn ephemeral(name: impl Into<String>) -> Self {
+        Self::new(Kind::Ephemeral { name: name.into() })
+    }
+
+    fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            handlers: Vec::new(),
+            settings: Settings::default(),
+            retry: RetryPolicy::default(),
+            delivery_limit: Queue::DEFAULT_DELIVERY_LIMIT,
+            unknown: UnknownEvents::default(),
+            limits: Limits::default(),
+        }
+    }
+
+    /// Adds a handler for the events of one type.
+    pub fn on<E, F, Fut>(self, handler: F) -> Self
+    where
+        E: Event,
+        F: Fn(E, Context) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), HandlerError>> + Send + 'static,
+    {
+        let handler = Arc::new(handler);
+        self.register(E::TYPE.to_owned(), true, move |raw, context| {
+            let handler = Arc::clone(&handler);
+            Box::pin(async move {
+                let event = raw.data().map_err(|error| HandlerError::undecodable(&error))?;
+                handler(event, context).await
+            })
+        })
+    }
+
+    /// Adds a handler for all events whose type matches `pattern`, with their data undecoded. In a
+    /// pattern `*` is one word, `#` any number of words.
+    pub fn on_pattern<F, Fut>(self, pattern: impl Into<String>, handler: F) -> Self
+    where
+        F: Fn(RawEvent, Context) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), HandlerError>> + Send + 'static,
+    {
+        let handler = Arc::new(handler);
+        self.register(pattern.into(), false, move |raw, context| {
+            let handler = Arc::clone(&handler);
+            Box::pin(async move { handler(raw, context).await })
+        })
+    }
+
+    fn register<H>(mut self, key: String, exact: bool, handler: H) -> Self
+    where
+        H: Fn(RawEvent, Context) -> BoxFuture<'static, Result<(), HandlerError>>
+            + Send
+            + Sync
+            + 'static,
+    {
+        self.handlers.push(Registered { key, exact, handler: Arc::new(handler) });
+        self
+    }
+
+    /// How many events are handled at once. Default: 16.
+    pub fn concurrency(mut self, events: usize) -> Self {
+        self.settings.concurrency = events;
+        self
+    }
+
+    /// How many events are taken in advance, those at work included. Default: three times the
+    /// concurrency, at most 1,000.
+    pub fn prefetch(mut self, events: u16) -> Self {
+        self.settings.prefetch = Some(events);
+        self
+    }
+
+    /// When failed events are tried again. Default: [`RetryPolicy::default`].
+    pub fn retry(mut self, policy: RetryPolicy) -> Self {
+        self.retry = policy;
+        self
+    }
+
+    /// How many failed deliveries the broker itself allows, for events that kill their process. It
+    /// is above what the retry policy uses, and the same in every instance. Default: 20. Durable
+    /// subscriptions only.
+    pub fn delivery_limit(mut self, failures: u32) -> Self {
+        self.delivery_limit = failures;
+        self
+    }
+
+    /// What becomes of events that no handler takes. Default: they are dropped.
+    pub fn unknown_events(mut self, policy: UnknownEvents) -> Self {
+        self.unknown = policy;
+        self
+    }
+
+    /// How large bodies may be. Default: 16 MiB.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+}
+
+impl fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (service, name) = match &self.kind {
+            Kind::Durable { service, name } => (Some(service), name),
+            Kind::Ephemeral { name } => (None, name),
+        };
+        let keys: Vec<_> = self.handlers.iter().map(|handler| &handler.key).collect();
+        f.debug_struct("Subscription")
+            .field("service", &service)
+            .field("name", name)
+            .field("events", &keys)
+            .field("retry", &self.retry)
+            .finish_non_exhaustive()
+    }
+}

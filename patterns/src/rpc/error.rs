@@ -1,0 +1,105 @@
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::{
+    codec::CodecError,
+    handler::{ErrorClass, class_of},
+};
+
+/// How a call failed.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum RpcError {
+    /// Nobody serves it. The request was not handled.
+    #[error("service '{service}' is unavailable: {reason}")]
+    Unavailable {
+        /// The service that was called.
+        service: String,
+        /// How that is known.
+        reason: &'static str,
+    },
+    /// No reply came in time. The request may have been handled all the same.
+    #[error("no reply to '{method}' of service '{service}' within {after:?}")]
+    TimedOut {
+        /// The service that was called.
+        service: String,
+        /// The method that was called.
+        method: String,
+        /// How long was waited.
+        after: Duration,
+    },
+    /// There is too much under way. Nothing was sent, or the service's queue is full.
+    #[error("too many calls: {reason}")]
+    Throttled {
+        /// Which bound was hit.
+        reason: String,
+    },
+    /// The service said no, for a reason of its domain.
+    #[error("rejected, {code}: {message}")]
+    Rejected {
+        /// The code of the domain, for example `OUT_OF_STOCK`.
+        code: String,
+        /// What it says to people.
+        message: String,
+    },
+    /// The service failed.
+    #[error("the service failed, {code}: {message}")]
+    Failed {
+        /// What is to be done about it.
+        class: ErrorClass,
+        /// What failed, for programs: one of [`codes`](crate::codes) or the text of the class.
+        code: String,
+        /// What failed, for people.
+        message: String,
+        /// The shortest time until the next try.
+        retry_after: Option<Duration>,
+    },
+    /// The request was sent, and then the connection was lost. It may have been handled.
+    #[error("the call's outcome is not known: {cause}")]
+    Unknown {
+        /// What happened.
+        cause: String,
+    },
+    /// The parameters cannot be written or the reply cannot be read.
+    #[error("call: {0}")]
+    Codec(#[from] CodecError),
+    /// The transport did not send the request.
+    #[error("call: {0}")]
+    Transport(#[from] postrider_core::Error),
+}
+
+impl RpcError {
+    /// What is to be done about it.
+    #[must_use]
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::Unavailable { .. } => ErrorClass::Unavailable,
+            Self::TimedOut { .. } => ErrorClass::DeadlineExceeded,
+            Self::Throttled { .. } => ErrorClass::Throttled,
+            Self::Rejected { .. } => ErrorClass::Rejected,
+            Self::Failed { class, .. } => *class,
+            Self::Unknown { .. } => ErrorClass::Unknown,
+            Self::Codec(_) => ErrorClass::Invalid,
+            Self::Transport(error) => class_of(error.kind()),
+        }
+    }
+
+    /// What failed, for programs: the service's own code, or the text of the class.
+    #[must_use]
+    pub fn code(&self) -> &str {
+        match self {
+            Self::Rejected { code, .. } | Self::Failed { code, .. } => code,
+            other => other.class().as_str(),
+        }
+    }
+
+    /// The shortest time until the next try, where the service gave one.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Failed { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! Calls: a request to a service, a reply to its caller.
+//!
+//! An [`RpcClient`] multiplexes any number of calls over one reply queue; an [`RpcServer`] runs the
+//! methods of a service. Every call ends: with its reply, with the error that the service gave, at
+//! once with [`RpcError::Unavailable`] when nobody serves it, or with [`RpcError::TimedOut`]. A call
+//! that was given up leaves nothing behind. Requests are handled at least once: one that is
+//! delivered again after a crash is run again.
+//!
+//! # Example: a service and a call
+//!
+//! ```
+//! use std::{sync::Arc, time::Duration};
+//! use postrider_core::Transport;
+//! use postrider_patterns::{HandlerError, Request, RpcClient, RpcServer};
+//! use postrider_transport_inmemory::InMemory;
+//! use serde::{Deserialize, Serialize};
+//!
+//! #[derive(Serialize, Deserialize)]
+//! struct Reserve { sku: String, quantity: u32 }
+//!
+//! impl Request for Reserve {
+//!     const METHOD: &'static str = "reserve";
+//!     type Reply = u32;
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let transport: Arc<dyn Transport> = Arc::new(InMemory::connect("memory://")?);
+//! let server = RpcServer::new("inventory")
+//!     .method(|request: Reserve, _context| async move {
+//!         if request.quantity > 20 {
+//!             return Err(HandlerError::rejected("OUT_OF_STOCK", "20 are left"));
+//!         }
+//!         Ok(20 - request.quantity)
+//!     })
+//!     .start(&transport)
+//!     .await?;
+//!
+//! let client = RpcClient::new(transport).await?;
+//! let left = client.call("inventory", &Reserve { sku: "cd-1".into(), quantity: 3 }).await?;
+//! assert_eq!(left, 17);
+//! server.stop(Duration::from_secs(5)).await;
+//! # Ok(())
+//! # }
+//! ```
+
+mod client;
+mod error;
+mod pending;
+mod presence;
+mod request;
+mod server;
+mod wire;
+
+pub use client::{CallOptions, RpcClient, RpcClientBuilder, RpcClientStats};
+pub use error::RpcError;
+pub use request::Request;
+pub use server::RpcServer;
