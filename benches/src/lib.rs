@@ -1,1 +1,126 @@
-//! Measurements of Postrider.
+//! The workloads that are measured, each beside its twin: the same work on what Postrider is built
+//! on.
+
+use bytes::Bytes;
+use postrider_core::{
+    Address, ConsumerOptions, Envelope, Message, PublisherOptions, Queue, Topology, Transport,
+};
+use postrider_transport_inmemory::InMemory;
+use tokio::sync::mpsc;
+
+/// The body of every message: 256 bytes.
+/// It is copied for each, as a program makes a new body for each message.
+static BODY: [u8; 256] = [b'x'; 256];
+
+/// The capacity of the twin's channel and the prefetch of the consumer: as many messages are on
+/// their way at most.
+pub const WINDOW: u16 = 1_000;
+
+/// The memory that the in-memory broker may hold before its publishers wait. It keeps a publisher
+/// that is faster than its consumer in bounds, as the channel's capacity does.
+pub const MEMORY_LIMIT: usize = 16 << 20;
+
+/// An in-memory broker with queues to measure.
+#[derive(Debug)]
+pub struct Broker {
+    transport: InMemory,
+}
+
+impl Broker {
+    /// A private broker with queues `0` to `queues - 1`.
+    ///
+    /// # Panics
+    ///
+    /// When the broker refuses them, which would be its fault.
+    pub async fn with_queues(queues: usize) -> Self {
+        let transport = InMemory::connect("memory://").expect("a runtime");
+        transport.broker().set_memory_limit(MEMORY_LIMIT);
+        let topology =
+            (0..queues).fold(Topology::new(), |all, n| all.queue(Queue::durable(n.to_string())));
+        transport.declare(&topology).await.expect("declared");
+        Self { transport }
+    }
+
+    /// Passes `messages` through queue `queue`, from one publisher task to one consumer task, each
+    /// message confirmed and acknowledged.
+    ///
+    /// # Panics
+    ///
+    /// When a message is lost or refused.
+    pub async fn pass(&self, queue: usize, messages: u64) {
+        let name = queue.to_string();
+        let publisher = self.transport.publisher(PublisherOptions::default()).await.expect("open");
+        let options = ConsumerOptions::default().with_prefetch(WINDOW);
+        let mut consumer = self.transport.consumer(&name, options).await.expect("open");
+        let address = Address::queue(name);
+        let sending = tokio::spawn(async move {
+            for _ in 0..messages {
+                let message = Message::new(Bytes::copy_from_slice(&BODY));
+                let confirm = publisher.send(Envelope::new(address.clone(), message)).await;
+                assert!(confirm.expect("sent").await.is_accepted());
+            }
+        });
+        let receiving = tokio::spawn(async move {
+            for _ in 0..messages {
+                let delivery = consumer.recv().await.expect("goes on").expect("delivered");
+                assert_eq!(delivery.message().body.len(), BODY.len());
+                delivery.ack();
+            }
+        });
+        sending.await.expect("sent");
+        receiving.await.expect("received");
+    }
+
+    /// As [`pass`](Self::pass), publishing in batches of `batch`.
+    ///
+    /// # Panics
+    ///
+    /// When a message is lost or refused.
+    pub async fn pass_in_batches(&self, queue: usize, messages: u64, batch: u64) {
+        let name = queue.to_string();
+        let publisher = self.transport.publisher(PublisherOptions::default()).await.expect("open");
+        let options = ConsumerOptions::default().with_prefetch(WINDOW);
+        let mut consumer = self.transport.consumer(&name, options).await.expect("open");
+        let address = Address::queue(name);
+        let sending = tokio::spawn(async move {
+            let mut left = messages;
+            while left > 0 {
+                let size = left.min(batch);
+                left -= size;
+                let envelopes = (0..size)
+                    .map(|_| {
+                        Envelope::new(address.clone(), Message::new(Bytes::copy_from_slice(&BODY)))
+                    })
+                    .collect();
+                for confirm in publisher.send_batch(envelopes).await.expect("sent") {
+                    assert!(confirm.await.is_accepted());
+                }
+            }
+        });
+        for _ in 0..messages {
+            consumer.recv().await.expect("goes on").expect("delivered").ack();
+        }
+        sending.await.expect("sent");
+    }
+}
+
+/// The twin: passes `messages` through a bounded channel, from one task to another.
+///
+/// # Panics
+///
+/// When a message is lost.
+pub async fn pass_through_channel(messages: u64) {
+    let (sender, mut receiver) = mpsc::channel::<Bytes>(usize::from(WINDOW));
+    let sending = tokio::spawn(async move {
+        for _ in 0..messages {
+            sender.send(Bytes::copy_from_slice(&BODY)).await.expect("open");
+        }
+    });
+    let receiving = tokio::spawn(async move {
+        for _ in 0..messages {
+            assert_eq!(receiver.recv().await.expect("open").len(), BODY.len());
+        }
+    });
+    sending.await.expect("sent");
+    receiving.await.expect("received");
+}

@@ -80,6 +80,12 @@ impl DeliveryInfo {
 pub struct Delivery {
     envelope: Arc<Envelope>,
     info: DeliveryInfo,
+    settle: Settle,
+}
+
+/// The way back to the transport, used once.
+#[derive(Debug)]
+struct Settle {
     tag: u64,
     sink: Option<Arc<dyn SettlementSink>>,
 }
@@ -92,7 +98,7 @@ impl Delivery {
         tag: u64,
         sink: Arc<dyn SettlementSink>,
     ) -> Self {
-        Self { envelope, info, tag, sink: Some(sink) }
+        Self { envelope, info, settle: Settle { tag, sink: Some(sink) } }
     }
 
     /// The message.
@@ -141,14 +147,23 @@ impl Delivery {
     }
 
     /// Settles it as `settlement` says.
-    pub fn settle(mut self, settlement: Settlement) {
+    pub fn settle(self, settlement: Settlement) {
+        let Self { envelope, info, settle } = self;
+        // First, so that a transport that keeps the message until it is settled has the last share.
+        drop((envelope, info));
+        settle.with(settlement);
+    }
+}
+
+impl Settle {
+    fn with(mut self, settlement: Settlement) {
         if let Some(sink) = self.sink.take() {
             sink.settle(self.tag, settlement);
         }
     }
 }
 
-impl Drop for Delivery {
+impl Drop for Settle {
     fn drop(&mut self) {
         if let Some(sink) = self.sink.take() {
             sink.settle(self.tag, Settlement::Abandon);

@@ -273,12 +273,20 @@ impl Shared {
         }
     }
 
-    /// Stores a message in each of its queues.
-    pub(crate) fn publish(&self, envelope: Envelope, queues: &[Arc<Queue>]) -> Verdict {
-        let envelope = Arc::new(envelope);
+    /// Stores a message in each of its queues. `reclaim` is filled with messages that were
+    /// acknowledged there, for their memory.
+    pub(crate) fn publish(
+        &self,
+        envelope: &Arc<Envelope>,
+        queues: &[Arc<Queue>],
+        mut reclaim: Option<&mut Vec<Arc<Envelope>>>,
+    ) -> Verdict {
         let mut verdict = Verdict::Unroutable;
         for queue in queues {
             let admit = |state: &mut State, effects: &mut Effects| {
+                if let Some(reclaimed) = reclaim.take() {
+                    state.reclaim(reclaimed);
+                }
                 state.admit(envelope.clone(), None, &self.env, effects)
             };
             match self.update(queue, admit) {

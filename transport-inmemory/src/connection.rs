@@ -235,8 +235,10 @@ impl Connection {
     }
 
     pub(crate) fn queue_info(&self, name: &str) -> Result<Option<QueueInfo>> {
-        let queue = self.queue(&self.broker.shared().registry(), "queue_info", name)?;
-        Ok(queue.map(|queue| queue.lock().info()))
+        let shared = self.broker.shared();
+        let queue = self.queue(&shared.registry(), "queue_info", name)?;
+        Ok(queue
+            .map(|queue| shared.update(&queue, |state, effects| state.info(shared.env(), effects))))
     }
 
     pub(crate) fn plan(&self, topology: &Topology) -> Result<Plan> {

@@ -20,7 +20,7 @@ use postrider_core::{
 use crate::{
     broker::Shared,
     connection::Connection,
-    queue::{Queue, Settled, Taken},
+    queue::{Ledger, Queue, Settled, Taken},
 };
 
 /// How many assignments a stream takes over from its queue under one lock.
@@ -32,6 +32,7 @@ struct Stay {
     queue: Arc<Queue>,
     /// Its id at the queue.
     consumer: u64,
+    ledger: Arc<Ledger>,
     /// How many deliveries were handed out; [`STOPPED`] is added when there shall be no more.
     progress: AtomicU64,
 }
@@ -82,11 +83,21 @@ impl Stay {
 
 impl SettlementSink for Stay {
     fn settle(&self, tag: u64, settlement: Settlement) {
+        let shared = self.connection.broker().shared();
+        if settlement == Settlement::Ack
+            && let Some(call) = self.ledger.ack(tag)
+        {
+            if call {
+                shared.update(&self.queue, |state, effects| {
+                    state.call(self.consumer, shared.env(), effects);
+                });
+            }
+            return;
+        }
         let queue = || self.queue.name.to_string();
         if settlement == Settlement::Abandon {
             self.connection.events().send(TransportEvent::Abandoned { queue: queue() });
         }
-        let shared = self.connection.broker().shared();
         if shared.settle(&self.queue, self.consumer, tag, settlement) == Settled::Stale {
             self.connection.events().send(TransportEvent::StaleSettlement { queue: queue() });
         }
@@ -134,13 +145,14 @@ impl Subscriber {
     pub(crate) fn attach(&self, connection: &Arc<Connection>) -> Result<()> {
         let queue = connection.existing_queue("consume", &self.queue)?;
         let shared = connection.broker().shared();
-        let consumer = shared
+        let (consumer, ledger) = shared
             .update(&queue, |state, effects| {
                 state.attach(self.prefetch, self.exclusive, shared.env(), effects)
             })
             .map_err(|error| error.with_context("queue", &*self.queue))?;
         let connection = connection.clone();
-        let stay = Arc::new(Stay { connection, queue, consumer, progress: AtomicU64::new(0) });
+        let stay =
+            Arc::new(Stay { connection, queue, consumer, ledger, progress: AtomicU64::new(0) });
         if !self.leave_suspension(Place::Attached(stay.clone())) {
             stay.cancel(shared);
         }
@@ -271,18 +283,20 @@ impl Deliveries {
     /// Fills the buffer from the queue, or sees to it that the task is woken when there is more.
     fn poll_fill(&mut self, waker: &Waker) -> Poll<Option<Result<()>>> {
         if let Some(stay) = &self.stay {
-            let mut queue = stay.queue.lock();
-            if queue.take(stay.consumer, TAKE, &mut self.buffer, waker) {
-                drop(queue);
+            let shared = self.connection.broker().shared();
+            let (is_here, is_deleted) = shared.update(&stay.queue, |state, effects| {
+                let (consumer, buffer) = (stay.consumer, &mut self.buffer);
+                let here = state.take(consumer, TAKE, buffer, waker, shared.env(), effects);
+                (here, state.is_deleted())
+            });
+            if is_here {
                 return if self.buffer.is_empty() {
                     Poll::Pending
                 } else {
                     Poll::Ready(Some(Ok(())))
                 };
             }
-            let deleted = queue.is_deleted();
-            drop(queue);
-            self.leave(deleted);
+            self.leave(is_deleted);
         }
         let mut guard = self.subscriber.place();
         match &mut guard.0 {

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
@@ -20,18 +20,21 @@ use crate::{connection::Connection, flow::HeldConfirm, queue::Queue, registry::R
 /// How many routes a publisher remembers.
 const REMEMBERED_ROUTES: usize = 1_024;
 
-/// The routes of addresses, as they were at one version of the registry.
+/// What a publisher remembers from one message to the next.
 #[derive(Debug, Default)]
-struct Routes {
+struct Memory {
+    /// The routes of addresses, as they were at one version of the registry.
+    routes: HashMap<Address, Arc<[Arc<Queue>]>>,
     version: u64,
-    by_address: HashMap<Address, Arc<[Arc<Queue>]>>,
+    /// Messages that are done with, whose memory the next ones take.
+    spare: Vec<Arc<Envelope>>,
 }
 
 #[derive(Debug)]
 pub(crate) struct InMemoryPublisher {
     connection: Arc<Connection>,
     options: PublisherOptions,
-    routes: Mutex<Routes>,
+    memory: Mutex<Memory>,
     /// Room for messages whose confirm is held back; others have their verdict at once.
     window: Arc<Semaphore>,
 }
@@ -47,28 +50,34 @@ impl InMemoryPublisher {
             ));
         }
         let window = Arc::new(Semaphore::new(options.window));
-        Ok(Self { connection, options, routes: Mutex::default(), window })
+        Ok(Self { connection, options, memory: Mutex::default(), window })
     }
 
-    fn route(&self, envelope: &Envelope) -> Route {
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The queues of a message, and memory to put it in.
+    fn route(&self, envelope: &Envelope) -> (Route, Option<Arc<Envelope>>) {
         let shared = self.connection.broker().shared();
         let version = shared.version();
-        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
-        if routes.version != version || routes.by_address.len() >= REMEMBERED_ROUTES {
-            routes.by_address.clear();
-            routes.version = version;
+        let mut memory = self.memory();
+        let spare = memory.spare.pop();
+        if memory.version != version || memory.routes.len() >= REMEMBERED_ROUTES {
+            memory.routes.clear();
+            memory.version = version;
         }
-        if let Some(queues) = routes.by_address.get(&envelope.address) {
-            return Route::Queues(queues.clone());
+        if let Some(queues) = memory.routes.get(&envelope.address) {
+            return (Route::Queues(queues.clone()), spare);
         }
         let registry = shared.registry();
         let route = registry.route(&envelope.address, &envelope.message.headers);
         if let Route::Queues(queues) = &route
             && !registry.routes_by_headers(&envelope.address)
         {
-            routes.by_address.insert(envelope.address.clone(), queues.clone());
+            memory.routes.insert(envelope.address.clone(), queues.clone());
         }
-        route
+        (route, spare)
     }
 
     /// Waits until a message may go, and for a place in the window if confirms are held back.
@@ -93,8 +102,17 @@ impl InMemoryPublisher {
 
     fn store(&self, envelope: Envelope, permit: Option<OwnedSemaphorePermit>) -> Confirm {
         let shared = self.connection.broker().shared();
-        let verdict = match self.route(&envelope) {
-            Route::Queues(queues) => shared.publish(envelope, &queues),
+        let (route, spare) = self.route(&envelope);
+        let verdict = match route {
+            Route::Queues(queues) => {
+                let mut reclaimed = Vec::new();
+                let reclaim = spare.is_none().then_some(&mut reclaimed);
+                let verdict = shared.publish(&put(envelope, spare), &queues, reclaim);
+                if !reclaimed.is_empty() {
+                    self.memory().spare = reclaimed;
+                }
+                verdict
+            }
             Route::NoExchange => {
                 let exchange = envelope.address.exchange_name();
                 Verdict::Rejected(format!("there is no exchange '{exchange}'").into())
@@ -109,6 +127,17 @@ impl InMemoryPublisher {
         shared.flow().hold(HeldConfirm { connection, sender, verdict, permit });
         confirm
     }
+}
+
+/// Puts a message into memory that an earlier one left, if that is nobody's any more.
+fn put(envelope: Envelope, spare: Option<Arc<Envelope>>) -> Arc<Envelope> {
+    if let Some(mut spare) = spare
+        && let Some(place) = Arc::get_mut(&mut spare)
+    {
+        *place = envelope;
+        return spare;
+    }
+    Arc::new(envelope)
 }
 
 #[async_trait]

@@ -1,6 +1,13 @@
 //! A consumer as its queue sees it.
 
-use std::{collections::VecDeque, sync::Arc, task::Waker};
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::Waker,
+};
 
 use postrider_core::Envelope;
 
@@ -14,6 +21,60 @@ pub(crate) struct Taken {
     pub(crate) failures: u32,
 }
 
+/// Acknowledgements in the order of delivery, counted without the queue's lock.
+///
+/// Whoever holds the lock and needs to know collects them; nobody can see the queue otherwise. So
+/// an acknowledgement costs one atomic step, and takes the lock only when messages wait for the
+/// credit that it gives back.
+#[derive(Debug)]
+pub(crate) struct Ledger {
+    /// All tags below this are acknowledged. [`CLOSED`](Self::CLOSED) is added in the end.
+    acked: AtomicU64,
+    /// The count at which the consumer shall call at the queue, because messages wait.
+    call_at: AtomicU64,
+}
+
+impl Ledger {
+    const CLOSED: u64 = 1 << 63;
+
+    fn new() -> Arc<Self> {
+        Arc::new(Self { acked: AtomicU64::new(0), call_at: AtomicU64::new(u64::MAX) })
+    }
+
+    /// Acknowledges `tag` if it is the next in order. `Some(true)` asks for a call at the queue,
+    /// `None` says that the queue must settle it.
+    pub(crate) fn ack(&self, tag: u64) -> Option<bool> {
+        let order = Ordering::SeqCst;
+        self.acked.compare_exchange(tag, tag + 1, order, order).ok()?;
+        Some(tag + 1 >= self.call_at.load(order))
+    }
+
+    /// Takes no acknowledgements any more; they go to the queue.
+    fn close(&self) {
+        self.acked.fetch_or(Self::CLOSED, Ordering::SeqCst);
+    }
+
+    fn acked(&self) -> u64 {
+        self.acked.load(Ordering::SeqCst) & !Self::CLOSED
+    }
+
+    /// Counts up to `tag` what the queue has settled itself.
+    fn advance(&self, tag: u64) {
+        // It fails when the ledger is closed or further on, and both are right.
+        let acked = self.acked.load(Ordering::SeqCst);
+        if acked < tag {
+            let _ahead =
+                self.acked.compare_exchange(acked, tag, Ordering::SeqCst, Ordering::SeqCst);
+        }
+    }
+
+    /// Asks for a call at the next count `at`; `false` when it has been passed.
+    fn ask_for_call(&self, at: u64) -> bool {
+        self.call_at.store(at, Ordering::SeqCst);
+        self.acked() < at
+    }
+}
+
 /// One consumer: its credit, and what it has unsettled.
 ///
 /// Messages are assigned to it as far as its prefetch goes, whether or not it asks, as a broker
@@ -23,7 +84,7 @@ pub(crate) struct Attached {
     pub(crate) id: u64,
     pub(crate) exclusive: bool,
     /// It takes no more and goes when the last of its deliveries is settled.
-    pub(crate) cancelled: bool,
+    cancelled: bool,
     prefetch: usize,
     /// Assignments by tag, the first at `base`; settled ones are `None`.
     unsettled: VecDeque<Option<Entry>>,
@@ -32,6 +93,7 @@ pub(crate) struct Attached {
     next_taken: u64,
     outstanding: usize,
     waker: Option<Waker>,
+    ledger: Arc<Ledger>,
 }
 
 impl Attached {
@@ -46,7 +108,37 @@ impl Attached {
             next_taken: 0,
             outstanding: 0,
             waker: None,
+            ledger: Ledger::new(),
         }
+    }
+
+    pub(crate) const fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
+    }
+
+    /// Takes no more messages and hands every settlement to the queue.
+    pub(crate) fn cancel(&mut self) {
+        self.cancelled = true;
+        self.ledger.close();
+    }
+
+    /// Takes out what was acknowledged since the last time.
+    pub(crate) fn collect(&mut self, mut acked: impl FnMut(Entry)) {
+        let until = self.ledger.acked();
+        while self.base < until {
+            if let Some(Some(entry)) = self.unsettled.pop_front() {
+                self.outstanding -= 1;
+                acked(entry);
+            }
+            self.base += 1;
+        }
+        self.next_taken = self.next_taken.max(self.base);
+    }
+
+    /// Asks to be called when a quarter of the prefetch is acknowledged. `false` when that has
+    /// already happened.
+    pub(crate) fn ask_for_call(&self) -> bool {
+        self.ledger.ask_for_call(self.base + (self.prefetch as u64 / 4).max(1))
     }
 
     pub(crate) const fn has_credit(&self) -> bool {
@@ -88,6 +180,7 @@ impl Attached {
             self.unsettled.pop_front();
             self.base += 1;
         }
+        self.ledger.advance(self.base);
         self.next_taken = self.next_taken.max(self.base);
         Some(entry)
     }
@@ -103,6 +196,10 @@ impl Attached {
     /// The waker of a stream that waits.
     pub(crate) const fn wake(&mut self) -> Option<Waker> {
         self.waker.take()
+    }
+
+    pub(crate) const fn is_cancelled(&self) -> bool {
+        self.cancelled
     }
 
     /// Unsettled messages from `tag` on.

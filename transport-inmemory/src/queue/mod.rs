@@ -17,7 +17,7 @@ use std::{
 use tokio::time::Instant;
 
 pub(crate) use self::{
-    attached::Taken,
+    attached::{Ledger, Taken},
     lane::Entry,
     state::{Admission, Settled, State},
 };
