@@ -20,7 +20,7 @@ use tokio::{sync::OnceCell, time};
 
 pub use self::reader::Reader;
 pub(crate) use self::reader::text;
-use crate::harness::{Clock, Connection, Fault, Harness, TestBroker};
+use crate::harness::{Connection, Fault, Harness, TestBroker};
 
 /// A broker under test as one behaviour uses it. Cloning shares it.
 #[derive(Clone)]
@@ -28,7 +28,6 @@ pub struct Scene(Arc<Inner>);
 
 struct Inner {
     broker: Arc<dyn TestBroker>,
-    clock: Clock,
     lateness: Duration,
     divisor: usize,
     prefix: String,
@@ -44,7 +43,6 @@ impl Scene {
         let id = main.transport.env().new_id().simple().to_string();
         Ok(Self(Arc::new(Inner {
             broker,
-            clock: harness.clock(),
             lateness: harness.lateness(),
             divisor: harness.divisor().max(1),
             // The tail of a UUIDv7 is its random part.
@@ -137,10 +135,8 @@ impl Scene {
     /// How long something that must happen may take.
     #[must_use]
     pub fn patience(&self) -> Duration {
-        match self.0.clock {
-            Clock::Real => Duration::from_secs(20),
-            Clock::Virtual => Duration::from_secs(60),
-        }
+        // Less than the publisher's default timeout, so that nothing passes by running into it.
+        Duration::from_secs(20)
     }
 
     /// How long is waited to see that something does not happen.
@@ -198,7 +194,16 @@ impl Scene {
     ///
     /// When it is refused.
     pub async fn classic(&self, base: &str) -> String {
-        self.declare_queue(Queue::classic(self.name(base))).await
+        self.classic_named(&self.name(base)).await
+    }
+
+    /// Declares a durable classic queue of this very name.
+    ///
+    /// # Panics
+    ///
+    /// When it is refused.
+    pub async fn classic_named(&self, name: &str) -> String {
+        self.declare_queue(Queue::classic(name.to_owned())).await
     }
 
     /// The behaviour's own publisher on its first connection.
