@@ -1,1 +1,53 @@
-//! Postrider.
+//! Messaging patterns for microservices, over any broker.
+//!
+//! Requests and replies, events and work queues are written once. The broker under them is the URL
+//! that is given to [`connect`].
+//!
+//! # Example: a service, and a call to it
+//!
+//! ```
+//! use postrider::{Context, HandlerError, Request, RpcClient, RpcServer};
+//! use serde::{Deserialize, Serialize};
+//!
+//! #[derive(Serialize, Deserialize)]
+//! struct Greet { name: String }
+//!
+//! impl Request for Greet {
+//!     const METHOD: &'static str = "greet";
+//!     type Reply = String;
+//! }
+//!
+//! # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let transport = postrider::connect("memory://hello").await?;
+//! let _server = RpcServer::new("greeter")
+//!     .method(|greet: Greet, _: Context| async move { Ok(format!("Hello, {}!", greet.name)) })
+//!     .start(&transport)
+//!     .await?;
+//!
+//! let client = RpcClient::new(transport).await?;
+//! let greeting = client.call("greeter", &Greet { name: "Ada".into() }).await?;
+//! assert_eq!(greeting, "Hello, Ada!");
+//! # Ok(()) }
+//! ```
+//!
+//! # Features
+//!
+//! | feature | URL | broker |
+//! |---|---|---|
+//! | `inmemory` (default) | `memory://name` | one inside the process |
+//!
+//! A program can also depend on `postrider-patterns` and one transport crate, without this one.
+
+mod connect;
+
+#[cfg(feature = "inmemory")]
+pub use postrider_transport_inmemory as inmemory;
+
+pub use self::connect::{connect, schemes};
+pub use postrider_core as core;
+pub use postrider_core::{
+    Address, Binding, Capabilities, Confirm, Consumer, ConsumerOptions, DeadLetter, Delivery, Env,
+    Envelope, Error, ErrorKind, Exchange, HeaderValue, Headers, Message, Plan, Publisher,
+    PublisherExt, PublisherOptions, Queue, Result, Topology, Transport, TransportEvent, Verdict,
+};
+pub use postrider_patterns::*;
