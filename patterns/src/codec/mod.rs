@@ -225,7 +225,10 @@ impl FromStr for Codec {
 mod tests {
     use std::collections::BTreeMap;
 
-    use proptest::prelude::{any, prop_assert_eq, proptest};
+    use proptest::{
+        collection::btree_map,
+        prelude::{any, prop_assert_eq, proptest},
+    };
 
     use super::*;
 
@@ -288,10 +291,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_was_encoded_is_decoded(value: BTreeMap<String, (i64, Option<bool>, Vec<String>)>) {
+        fn what_was_encoded_is_decoded(
+            value in btree_map(".{0,8}", (any::<i64>(), any::<Option<bool>>(), ".{0,40}"), 0..20),
+        ) {
             for codec in [Codec::Json, Codec::MessagePack] {
                 let body = codec.encode(&value).unwrap();
-                let decoded: BTreeMap<String, (i64, Option<bool>, Vec<String>)> =
+                let decoded: BTreeMap<String, (i64, Option<bool>, String)> =
                     Codec::decode(Some(codec.content_type()), &body).unwrap();
                 prop_assert_eq!(&decoded, &value);
             }

@@ -95,7 +95,6 @@ impl RpcClient {
     }
 
     /// A client to be set up.
-    #[must_use]
     pub fn builder(transport: Arc<dyn Transport>) -> RpcClientBuilder {
         RpcClientBuilder {
             transport,

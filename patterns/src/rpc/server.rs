@@ -1,4 +1,9 @@
-use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    fmt,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -92,10 +97,11 @@ impl RpcServer {
                     .map_err(|error| HandlerError::internal(error.to_string()))
             })
         });
-        if self.methods.contains_key(&name) {
-            self.duplicates.push(name);
-        } else {
-            self.methods.insert(name, method);
+        match self.methods.entry(name) {
+            Entry::Occupied(first) => self.duplicates.push(first.key().clone()),
+            Entry::Vacant(free) => {
+                free.insert(method);
+            }
         }
         self
     }

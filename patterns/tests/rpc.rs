@@ -1,0 +1,366 @@
+//! Calls over the in-memory broker.
+
+mod common;
+
+use std::{sync::Arc, time::Duration};
+
+use common::{Log, SECOND, declare_queue, publish, take, text, transport, two_transports};
+use futures_util::{StreamExt, stream};
+use postrider_core::{Address, Message, Queue, Transport};
+use postrider_patterns::{
+    CallOptions, Codec, Context, ErrorClass, HandlerError, Request, RpcClient, RpcError, RpcServer,
+    Running,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+
+#[derive(Serialize, Deserialize)]
+struct Double {
+    number: u64,
+}
+
+impl Request for Double {
+    const METHOD: &'static str = "double";
+    type Reply = u64;
+}
+
+async fn serve(transport: &Arc<dyn Transport>) -> Running {
+    RpcServer::new("math")
+        .method(|request: Double, _context| async move { Ok(request.number * 2) })
+        .method_named("refuse", |(): (), _context| async {
+            Err::<(), _>(HandlerError::rejected("TOO_ODD", "not this one"))
+        })
+        .method_named("panic", |(): (), _context| async { bug() })
+        .method_named("fail", |(): (), _context| async {
+            Err::<(), _>(std::io::Error::other("password is hunter2").into())
+        })
+        .start(transport)
+        .await
+        .unwrap()
+}
+
+fn bug() -> Result<(), HandlerError> {
+    panic!("secret state")
+}
+
+async fn call(client: &RpcClient, method: &str) -> RpcError {
+    let options = CallOptions::default();
+    let called = client.call_named::<_, Value>("math", method, &(), options);
+    called.await.unwrap_err()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_gets_its_reply_in_either_codec() {
+    let transport = transport();
+    let _server = serve(&transport).await;
+    for codec in [Codec::MessagePack, Codec::Json] {
+        let client = RpcClient::builder(Arc::clone(&transport)).codec(codec);
+        let client = client.connect().await.unwrap();
+        let reply = client.call("math", &Double { number: 21 }).await;
+        assert_eq!(reply.unwrap(), 42);
+        assert_eq!(client.stats().in_flight, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_thousand_calls_at_once_each_get_their_own_reply() {
+    let transport = transport();
+    let _server = serve(&transport).await;
+    let client = RpcClient::new(transport).await.unwrap();
+    let replies: Vec<_> = stream::iter(0..1_000)
+        .map(|number| {
+            let client = client.clone();
+            async move { (number, client.call("math", &Double { number }).await) }
+        })
+        .buffer_unordered(1_000)
+        .collect()
+        .await;
+    assert_eq!(replies.len(), 1_000);
+    for (number, reply) in replies {
+        assert_eq!(reply.unwrap(), number * 2);
+    }
+    assert_eq!(client.stats().in_flight, 0);
+    assert_eq!(client.stats().late_replies, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_come_back_as_what_they_are() {
+    let transport = transport();
+    let _server = serve(&transport).await;
+    let client = RpcClient::new(transport).await.unwrap();
+
+    let unknown = call(&client, "halve").await;
+    assert_eq!((unknown.class(), unknown.code()), (ErrorClass::Unsupported, "UNKNOWN_METHOD"));
+    let bad = call(&client, "double").await;
+    assert_eq!((bad.class(), bad.code()), (ErrorClass::Invalid, "INVALID_PARAMS"));
+    let refused = call(&client, "refuse").await;
+    assert!(matches!(
+        refused,
+        RpcError::Rejected { code, message } if code == "TOO_ODD" && message == "not this one"
+    ));
+    let panicked = call(&client, "panic").await;
+    assert_eq!((panicked.class(), panicked.code()), (ErrorClass::Internal, "PANIC"));
+    assert!(!panicked.to_string().contains("secret"));
+    let failed = call(&client, "fail").await;
+    assert_eq!(failed.class(), ErrorClass::Internal);
+    assert!(!failed.to_string().contains("hunter2"));
+    // The server goes on after all that.
+    assert_eq!(client.call("math", &Double { number: 1 }).await.unwrap(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_serving_is_told_at_once() {
+    let transport = transport();
+    let client = RpcClient::new(Arc::clone(&transport)).await.unwrap();
+    let before = transport.env().now();
+    let no_queue = client.call("math", &Double { number: 1 }).await;
+    assert!(matches!(no_queue, Err(RpcError::Unavailable { .. })));
+
+    declare_queue(&*transport, Queue::classic("rpc_math")).await;
+    let no_consumer = client.call("math", &Double { number: 1 }).await;
+    assert!(matches!(no_consumer, Err(RpcError::Unavailable { .. })));
+    assert_eq!(transport.env().now(), before);
+    assert_eq!(common::ready(&*transport, "rpc_math").await, 0);
+    assert_eq!(client.stats().in_flight, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_went_away_is_noticed() {
+    let transport = transport();
+    let server = serve(&transport).await;
+    let client = RpcClient::new(Arc::clone(&transport)).await.unwrap();
+    client.call("math", &Double { number: 1 }).await.unwrap();
+    server.stop(SECOND).await;
+    tokio::time::advance(5 * SECOND).await;
+    let before = transport.env().now();
+    let gone = client.call("math", &Double { number: 1 }).await;
+    assert!(matches!(gone, Err(RpcError::Unavailable { .. })));
+    assert_eq!(transport.env().now(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_past_its_timeout_leaves_nothing_and_its_reply_is_late() {
+    let transport = transport();
+    let (release, replied) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let gate = Arc::clone(&release);
+    let server = RpcServer::new("math")
+        .method(move |request: Double, _context| {
+            let gate = Arc::clone(&gate);
+            async move {
+                gate.notified().await;
+                Ok(request.number)
+            }
+        })
+        .start(&transport)
+        .await
+        .unwrap();
+    let client = RpcClient::new(Arc::clone(&transport)).await.unwrap();
+    let options = CallOptions::default().with_timeout(2 * SECOND);
+    let before = transport.env().now();
+    let error = client.call_with("math", &Double { number: 1 }, options).await.unwrap_err();
+    assert!(matches!(error, RpcError::TimedOut { after, .. } if after == 2 * SECOND));
+    assert_eq!(transport.env().now() - before, 2 * SECOND);
+    assert_eq!(client.stats().in_flight, 0);
+
+    // A call whose future is dropped leaves nothing either.
+    let options = CallOptions::default();
+    let dropped =
+        tokio::time::timeout(SECOND, client.call_with("math", &Double { number: 2 }, options));
+    assert!(dropped.await.is_err());
+    assert_eq!(client.stats().in_flight, 0);
+
+    release.notify_waiters();
+    drop(replied);
+    server.stop(SECOND).await;
+    // The replies are on their way to the client's task; a round trip through it waits for them.
+    let _server = serve(&transport).await;
+    client.call("math", &Double { number: 3 }).await.unwrap();
+    assert_eq!(client.stats().late_replies, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_past_its_deadline_is_not_run() {
+    let transport = transport();
+    declare_queue(&*transport, Queue::exclusive("mine")).await;
+    let server = serve(&transport).await;
+    let past = transport.env().timestamp() - Duration::from_millis(1);
+    let request = Message::new(r#"{"method":"double","params":{"number":1}}"#)
+        .with_reply_to("mine")
+        .with_deadline(past);
+    publish(&*transport, Address::queue("rpc_math"), request).await;
+    let reply = take(&*transport, "mine").await;
+    assert_eq!(text(&reply, "postrider-error-class"), Some("DEADLINE_EXCEEDED"));
+    assert_eq!(server.stats().expired, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_undecodable_body_is_answered_and_kept_with_its_reason() {
+    let transport = transport();
+    let _server = serve(&transport).await;
+    declare_queue(&*transport, Queue::exclusive("mine")).await;
+    for (content_type, body) in [
+        ("application/json", "{\"method\": "),
+        ("application/json", "{\"params\": {}}"),
+        ("text/plain", "double 21"),
+    ] {
+        let request = Message::new(body)
+            .with_content_type(content_type)
+            .with_reply_to("mine")
+            .with_header("tenant", "north");
+        publish(&*transport, Address::queue("rpc_math"), request).await;
+        let reply = take(&*transport, "mine").await;
+        let answer: Value = Codec::decode(reply.content_type.as_deref(), &reply.body).unwrap();
+        assert_eq!(answer["code"], "UNDECODABLE");
+
+        let dead = take(&*transport, "dead_letter_rpc_math").await;
+        assert_eq!(dead.body, body);
+        assert_eq!(dead.content_type.as_deref(), Some(content_type));
+        assert_eq!(text(&dead, "tenant"), Some("north"));
+        assert_eq!(text(&dead, "postrider-error-class"), Some("INVALID"));
+        assert_eq!(text(&dead, "postrider-error-code"), Some("UNDECODABLE"));
+        assert!(!text(&dead, "postrider-error-message").unwrap().is_empty());
+        assert_eq!(text(&dead, "postrider-origin-queue"), Some("rpc_math"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plain_client_is_served() {
+    let transport = transport();
+    let _server = serve(&transport).await;
+    declare_queue(&*transport, Queue::exclusive("mine")).await;
+    for timestamp in [json!("yesterday"), json!(1_767_225_600), json!(null)] {
+        let body = json!({
+            "method": "double", "params": {"number": 4, "extra": [1]}, "timestamp": timestamp,
+        });
+        let request = Message::new(body.to_string()).with_reply_to("mine").with_correlation_id("1");
+        publish(&*transport, Address::queue("rpc_math"), request).await;
+        let reply = take(&*transport, "mine").await;
+        assert_eq!(reply.body, r#"{"status":"success","data":8}"#);
+        assert_eq!(reply.correlation_id.as_deref(), Some("1"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_is_gone_costs_nothing() {
+    let transport = transport();
+    let server = serve(&transport).await;
+    let body = r#"{"method":"double","params":{"number":4}}"#;
+    let nobody = Message::new(body).with_reply_to("no_such_queue");
+    publish(&*transport, Address::queue("rpc_math"), nobody).await;
+    // No reply-to: nothing to answer.
+    publish(&*transport, Address::queue("rpc_math"), Message::new(body)).await;
+    declare_queue(&*transport, Queue::exclusive("mine")).await;
+    let last = Message::new(body).with_reply_to("mine");
+    publish(&*transport, Address::queue("rpc_math"), last).await;
+    take(&*transport, "mine").await;
+    server.stop(SECOND).await;
+    assert_eq!(common::ready(&*transport, "rpc_math").await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn too_many_calls_are_refused_and_not_queued() {
+    let transport = transport();
+    let _server = RpcServer::new("math")
+        .method(|_request: Double, _context| std::future::pending())
+        .start(&transport)
+        .await
+        .unwrap();
+    let client = RpcClient::builder(transport).max_in_flight(2);
+    let client = client.connect().await.unwrap();
+    let request = Double { number: 1 };
+    let (one, two) = (client.call("math", &request), client.call("math", &request));
+    let third = async {
+        while client.stats().in_flight < 2 {
+            tokio::task::yield_now().await;
+        }
+        client.call("math", &request).await
+    };
+    tokio::select! {
+        biased;
+        _ = one => panic!("it waits"),
+        _ = two => panic!("it waits"),
+        refused = third => assert!(matches!(refused, Err(RpcError::Throttled { .. }))),
+    }
+    assert_eq!(client.stats().in_flight, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_connection_ends_pending_calls_as_unknown_and_the_client_goes_on() {
+    let (ours, theirs) = two_transports();
+    let (started, waiting) = tokio::sync::mpsc::channel(1);
+    let server: Arc<dyn Transport> = theirs;
+    let _server = RpcServer::new("math")
+        .method_named("wait", move |(): (), _context| {
+            let started = started.clone();
+            async move {
+                started.send(()).await?;
+                std::future::pending::<Result<(), _>>().await
+            }
+        })
+        .method(|request: Double, _context| async move { Ok(request.number * 2) })
+        .start(&server)
+        .await
+        .unwrap();
+    let client = RpcClient::new(ours.clone()).await.unwrap();
+    let mut waiting = waiting;
+    let (error, ()) = tokio::join!(call(&client, "wait"), async {
+        waiting.recv().await.unwrap();
+        ours.drop_connection();
+    });
+    assert!(matches!(error, RpcError::Unknown { .. }), "{error}");
+    assert_eq!(client.call("math", &Double { number: 4 }).await.unwrap(), 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_closed_transport_ends_calls_with_an_error() {
+    let transport = transport();
+    let client = RpcClient::new(Arc::clone(&transport)).await.unwrap();
+    transport.close(SECOND).await.unwrap();
+    let error = client.call("math", &Double { number: 1 }).await.unwrap_err();
+    assert!(matches!(error, RpcError::Transport(_)), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_nested_call_keeps_to_the_deadline_of_its_parent() {
+    let transport = transport();
+    let client = RpcClient::new(Arc::clone(&transport)).await.unwrap();
+    let nested = client.clone();
+    let log = Log::default();
+    let seen = log.clone();
+    let _inner = RpcServer::new("inner")
+        .method_named("look", move |(): (), context: Context| {
+            seen.push((context.remaining(), context.conversation_id().map(str::to_owned)));
+            async { Ok(()) }
+        })
+        .start(&transport)
+        .await
+        .unwrap();
+    let _outer = RpcServer::new("outer")
+        .method_named("go", move |(): (), context: Context| {
+            let nested = nested.clone();
+            async move {
+                let options = CallOptions::default().within(&context).with_timeout(60 * SECOND);
+                let conversation = context.conversation_id().unwrap_or_default().to_owned();
+                nested.call_named::<_, ()>("inner", "look", &(), options).await?;
+                Ok(conversation)
+            }
+        })
+        .start(&transport)
+        .await
+        .unwrap();
+    let options = CallOptions::default().with_timeout(3 * SECOND);
+    let conversation: String = client.call_named("outer", "go", &(), options).await.unwrap();
+    assert_eq!(log.items(), [(Some(3 * SECOND), Some(conversation))]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_method_that_is_registered_twice_is_refused_at_the_start() {
+    let transport = transport();
+    let server = RpcServer::new("math")
+        .method(|request: Double, _context| async move { Ok(request.number) })
+        .method_named("double", |(): (), _context| async { Ok(()) });
+    let error = server.start(&transport).await.unwrap_err();
+    assert_eq!(error.kind(), postrider_core::ErrorKind::Invalid);
+    assert!(error.to_string().contains("double"), "{error}");
+}
