@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     fmt,
     sync::{
-        Arc, LazyLock, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
+        Arc, LazyLock, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
@@ -18,6 +18,7 @@ use crate::{
     flow::{Flow, FlowChange},
     queue::{Admission, Dead, Effects, Queue, Settled, State},
     registry::Registry,
+    roster::Roster,
     timer::Timer,
 };
 
@@ -68,7 +69,7 @@ pub(crate) struct Shared {
     version: AtomicU64,
     flow: Flow,
     timer: Timer,
-    connections: Mutex<Vec<Weak<Connection>>>,
+    connections: Roster<Connection>,
     next_connection: AtomicU64,
     stopped: AtomicBool,
     started: Notify,
@@ -89,7 +90,7 @@ impl Broker {
             version: AtomicU64::new(0),
             flow: Flow::new(DEFAULT_MEMORY_LIMIT),
             timer: Timer::default(),
-            connections: Mutex::default(),
+            connections: Roster::default(),
             next_connection: AtomicU64::new(1),
             stopped: AtomicBool::new(false),
             started: Notify::new(),
@@ -140,7 +141,7 @@ impl Broker {
     /// queues.
     pub fn stop(&self) {
         self.0.stopped.store(true, Ordering::Release);
-        for connection in self.0.connections() {
+        for connection in self.0.connections.alive() {
             connection.lose("the broker was stopped");
         }
         let (transient, durable): (_, Vec<_>) = {
@@ -160,7 +161,7 @@ impl Broker {
     pub fn start(&self) {
         self.0.stopped.store(false, Ordering::Release);
         self.0.started.notify_waiters();
-        for connection in self.0.connections() {
+        for connection in self.0.connections.alive() {
             connection.restore();
         }
     }
@@ -204,15 +205,8 @@ impl Shared {
         self.next_connection.fetch_add(1, Ordering::Relaxed)
     }
 
-    pub(crate) fn enter(&self, connection: &Arc<Connection>) {
-        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        connections.retain(|known| known.strong_count() > 0);
-        connections.push(Arc::downgrade(connection));
-    }
-
-    fn connections(&self) -> Vec<Arc<Connection>> {
-        let connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        connections.iter().filter_map(Weak::upgrade).collect()
+    pub(crate) const fn connections(&self) -> &Roster<Connection> {
+        &self.connections
     }
 
     fn announce(&self, change: Option<FlowChange>) {
@@ -221,7 +215,7 @@ impl Shared {
             Some(FlowChange::Unblocked) => TransportEvent::Unblocked,
             None => return,
         };
-        for connection in self.connections() {
+        for connection in self.connections.alive() {
             connection.events().send(event.clone());
         }
     }

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -17,7 +17,13 @@ use postrider_core::{
 use tokio::{runtime::Handle, sync::Notify, task::AbortHandle, time::timeout};
 
 use crate::{
-    broker::Broker, consumer::Subscriber, queue::Queue, record::Record, registry::Registry, rules,
+    broker::Broker,
+    consumer::{Stay, Subscriber},
+    queue::Queue,
+    record::Record,
+    registry::Registry,
+    roster::Roster,
+    rules,
 };
 
 /// How long a call other than a publish waits for a lost connection.
@@ -45,7 +51,9 @@ pub(crate) struct Connection {
     epoch: AtomicU64,
     events: EventSender,
     record: Mutex<Record>,
-    subscribers: Mutex<Vec<Weak<Subscriber>>>,
+    subscribers: Roster<Subscriber>,
+    /// Also those of consumers that are gone and left deliveries unsettled.
+    stays: Roster<Stay>,
     /// Told of each settlement while the connection closes.
     settled: Notify,
     clock: AbortHandle,
@@ -90,11 +98,12 @@ impl Connection {
             epoch: AtomicU64::new(1),
             events: EventSender::default(),
             record: Mutex::default(),
-            subscribers: Mutex::default(),
+            subscribers: Roster::default(),
+            stays: Roster::default(),
             settled: Notify::new(),
             clock: runtime.spawn(shared.clone().keep_time()).abort_handle(),
         });
-        shared.enter(&connection);
+        shared.connections().enter(&connection);
         Ok(connection)
     }
 
@@ -173,8 +182,12 @@ impl Connection {
         let flow = self.broker.shared().flow();
         let wait = async {
             loop {
+                let changed = self.changed.notified();
                 self.up("publish").await?;
-                flow.unblocked().await;
+                tokio::select! {
+                    () = flow.unblocked() => {}
+                    () = changed => {}
+                }
                 if self.takes_publishes() {
                     return Ok(());
                 }
@@ -197,7 +210,8 @@ impl Connection {
             Stage::Closed => ConnectionState::Closed,
         };
         let consumers = self
-            .subscribers()
+            .subscribers
+            .alive()
             .iter()
             .filter_map(|subscriber| subscriber.health())
             .map(|(queue, unsettled, buffered)| {
@@ -335,26 +349,24 @@ impl Connection {
 
     // Consumers
 
-    fn subscribers(&self) -> Vec<Arc<Subscriber>> {
-        locked(&self.subscribers).iter().filter_map(Weak::upgrade).collect()
-    }
-
     pub(crate) fn subscribe(
         self: &Arc<Self>,
         queue: &str,
         options: &ConsumerOptions,
     ) -> Result<Arc<Subscriber>> {
         let subscriber = Subscriber::new(queue, options);
-        {
-            let mut subscribers = locked(&self.subscribers);
-            // Pruned when it is full, so that each is looked at a bounded number of times.
-            if subscribers.len() == subscribers.capacity() {
-                subscribers.retain(|known| known.strong_count() > 0);
-            }
-            subscribers.push(Arc::downgrade(&subscriber));
-        }
+        self.subscribers.enter(&subscriber);
         subscriber.attach(self)?;
         Ok(subscriber)
+    }
+
+    pub(crate) const fn stays(&self) -> &Roster<Stay> {
+        &self.stays
+    }
+
+    /// Deliveries handed out and not settled.
+    fn unsettled(&self) -> usize {
+        self.stays.alive().iter().map(|stay| stay.unsettled().0).sum()
     }
 
     /// Notes a settlement, which a closing connection waits for.
@@ -375,8 +387,11 @@ impl Connection {
         }
         let shared = self.broker.shared();
         locked(&self.record).prune(&shared.registry());
-        for subscriber in self.subscribers() {
-            subscriber.suspend(shared);
+        for subscriber in self.subscribers.alive() {
+            subscriber.suspend();
+        }
+        for stay in self.stays.alive() {
+            stay.detach(shared, true);
         }
         shared.flow().forget_confirms(self.id, cause);
         self.drop_exclusive_queues();
@@ -392,7 +407,7 @@ impl Connection {
         if let Err(error) = self.declare(&topology) {
             tracing::error!(%error, "the topology could not be restored");
         }
-        for subscriber in self.subscribers() {
+        for subscriber in self.subscribers.alive() {
             subscriber.resume(self);
         }
         let epoch = self.epoch.fetch_add(1, Ordering::AcqRel) + 1;
@@ -423,14 +438,13 @@ impl Connection {
         }
         self.changed.notify_waiters();
         let shared = self.broker.shared();
-        let subscribers = self.subscribers();
-        for subscriber in &subscribers {
+        for subscriber in self.subscribers.alive() {
             subscriber.stop(shared);
         }
         let drained = async {
             loop {
                 let settled = self.settled.notified();
-                if subscribers.iter().all(|subscriber| subscriber.unsettled() == 0) {
+                if self.unsettled() == 0 {
                     break;
                 }
                 settled.await;
@@ -438,7 +452,7 @@ impl Connection {
             shared.flow().confirmed(self.id).await;
         };
         let in_time = timeout(deadline, drained).await.is_ok();
-        let left: usize = subscribers.iter().map(|subscriber| subscriber.unsettled()).sum();
+        let left = self.unsettled();
         self.finish();
         if in_time {
             return Ok(());
@@ -454,8 +468,11 @@ impl Connection {
     /// Gives everything back and ends.
     fn finish(&self) {
         let shared = self.broker.shared();
-        for subscriber in self.subscribers() {
-            subscriber.end(shared);
+        for subscriber in self.subscribers.alive() {
+            subscriber.stop(shared);
+        }
+        for stay in self.stays.alive() {
+            stay.detach(shared, false);
         }
         shared.flow().forget_confirms(self.id, "the transport was closed");
         self.drop_exclusive_queues();

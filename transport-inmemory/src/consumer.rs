@@ -27,7 +27,7 @@ use crate::{
 const TAKE: usize = 64;
 
 /// One stay of a consumer at a queue, from its attaching until it is cancelled or lost.
-struct Stay {
+pub(crate) struct Stay {
     connection: Arc<Connection>,
     queue: Arc<Queue>,
     /// Its id at the queue.
@@ -60,7 +60,7 @@ impl Stay {
     }
 
     /// Deliveries handed out and not settled, and those that wait to be handed out.
-    fn unsettled(&self) -> (usize, usize) {
+    pub(crate) fn unsettled(&self) -> (usize, usize) {
         let handed_out = self.progress.load(Ordering::Acquire) & !STOPPED;
         self.queue.lock().unsettled_of(self.consumer, handed_out)
     }
@@ -73,7 +73,8 @@ impl Stay {
         }
     }
 
-    fn detach(&self, shared: &Shared, failed: bool) {
+    /// Gives back everything that is unsettled, counted as failed when the connection was lost.
+    pub(crate) fn detach(&self, shared: &Shared, failed: bool) {
         let _kept = self.stop();
         shared.update(&self.queue, |state, effects| {
             state.detach(self.consumer, failed, shared.env(), effects);
@@ -113,9 +114,8 @@ enum Place {
     Attached(Arc<Stay>),
     /// Waiting for the connection to be restored.
     Suspended,
-    /// Gone, with what its stream still has to say and the last stay, which may have deliveries
-    /// unsettled.
-    Ended { error: Option<Error>, last: Option<Arc<Stay>> },
+    /// Gone, with what its stream still has to say.
+    Ended { error: Option<Error> },
 }
 
 /// A consumer over all its stays.
@@ -150,9 +150,11 @@ impl Subscriber {
                 state.attach(self.prefetch, self.exclusive, shared.env(), effects)
             })
             .map_err(|error| error.with_context("queue", &*self.queue))?;
+        let roster = connection.stays();
         let connection = connection.clone();
         let stay =
             Arc::new(Stay { connection, queue, consumer, ledger, progress: AtomicU64::new(0) });
+        roster.enter(&stay);
         if !self.leave_suspension(Place::Attached(stay.clone())) {
             stay.cancel(shared);
         }
@@ -174,18 +176,12 @@ impl Subscriber {
         true
     }
 
-    /// The connection is lost: what it has unsettled goes back as failed.
-    pub(crate) fn suspend(&self, shared: &Shared) {
-        let stay = {
-            let mut guard = self.place();
-            let Place::Attached(stay) = &guard.0 else {
-                return;
-            };
-            let stay = stay.clone();
+    /// The connection is lost: the stream waits for it.
+    pub(crate) fn suspend(&self) {
+        let mut guard = self.place();
+        if matches!(guard.0, Place::Attached(_)) {
             guard.0 = Place::Suspended;
-            stay
-        };
-        stay.detach(shared, true);
+        }
     }
 
     /// The connection is back: attaches it again, or ends it when its queue is gone.
@@ -198,42 +194,24 @@ impl Subscriber {
                 queue: self.queue.clone(),
                 cause: error.to_string(),
             });
-            self.leave_suspension(Place::Ended { error: Some(error), last: None });
+            self.leave_suspension(Place::Ended { error: Some(error) });
         }
     }
 
     /// Ends the stream; what it handed out can still be settled.
     pub(crate) fn stop(&self, shared: &Shared) {
         let mut guard = self.place();
-        let last = match &guard.0 {
-            Place::Attached(stay) => Some(stay.clone()),
-            Place::Suspended => None,
-            Place::Ended { .. } => return,
-        };
-        guard.0 = Place::Ended { error: None, last: last.clone() };
+        if matches!(guard.0, Place::Ended { .. }) {
+            return;
+        }
+        let left = std::mem::replace(&mut guard.0, Place::Ended { error: None });
         let waker = guard.1.take();
         drop(guard);
         if let Some(waker) = waker {
             waker.wake();
         }
-        if let Some(stay) = last {
+        if let Place::Attached(stay) = left {
             stay.cancel(shared);
-        }
-    }
-
-    /// Gives back everything that is unsettled, uncounted.
-    pub(crate) fn end(&self, shared: &Shared) {
-        self.stop(shared);
-        if let Place::Ended { last: Some(stay), .. } = &self.place().0 {
-            stay.detach(shared, false);
-        }
-    }
-
-    /// Deliveries handed out and not settled.
-    pub(crate) fn unsettled(&self) -> usize {
-        match &self.place().0 {
-            Place::Attached(stay) | Place::Ended { last: Some(stay), .. } => stay.unsettled().0,
-            _ => 0,
         }
     }
 
@@ -327,7 +305,7 @@ impl Deliveries {
             queue: stay.queue.name.to_string(),
             cause: "the queue was deleted".to_owned(),
         });
-        guard.0 = Place::Ended { error: Some(error), last: None };
+        guard.0 = Place::Ended { error: Some(error) };
     }
 }
 

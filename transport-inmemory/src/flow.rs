@@ -5,17 +5,15 @@ use std::sync::{
     atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
-use postrider_core::{ConfirmSender, Verdict};
-use tokio::sync::{Notify, OwnedSemaphorePermit};
+use postrider_core::Verdict;
+use tokio::sync::{Notify, oneshot};
 
 /// A message that is stored, and whose publisher has not been told.
 #[derive(Debug)]
-pub(crate) struct HeldConfirm {
-    pub(crate) connection: u64,
-    pub(crate) sender: ConfirmSender,
-    pub(crate) verdict: Verdict,
-    /// Its place in the publisher's window.
-    pub(crate) permit: OwnedSemaphorePermit,
+struct HeldConfirm {
+    connection: u64,
+    verdict: Verdict,
+    tell: oneshot::Sender<Verdict>,
 }
 
 #[derive(Debug, Default)]
@@ -137,23 +135,25 @@ impl Flow {
         self.holding.store(true, Ordering::Release);
     }
 
-    /// Keeps a confirm back, or resolves it when confirms are not held any more.
-    pub(crate) fn hold(&self, confirm: HeldConfirm) {
+    /// Keeps a verdict back. The receiver gets it when confirms are released, or `Unknown` when the
+    /// connection is lost before.
+    pub(crate) fn hold(&self, connection: u64, verdict: Verdict) -> oneshot::Receiver<Verdict> {
+        let (tell, told) = oneshot::channel();
         let mut alarms = self.alarms();
         if let Some(held) = &mut alarms.held {
-            held.push(confirm);
+            held.push(HeldConfirm { connection, verdict, tell });
         } else {
             drop(alarms);
-            confirm.sender.resolve(confirm.verdict);
+            let _given_up = tell.send(verdict);
         }
+        told
     }
 
     pub(crate) fn release_confirms(&self) {
         self.holding.store(false, Ordering::Release);
         let held = self.alarms().held.take();
         for confirm in held.into_iter().flatten() {
-            confirm.sender.resolve(confirm.verdict);
-            drop(confirm.permit);
+            let _given_up = confirm.tell.send(confirm.verdict);
         }
         self.changed.notify_waiters();
     }
@@ -161,7 +161,11 @@ impl Flow {
     /// Waits until no confirm of this connection is held back. Cancellation safe.
     pub(crate) async fn confirmed(&self, connection: u64) {
         let owes = |alarms: &Alarms| {
-            alarms.held.iter().flatten().any(|held| held.connection == connection)
+            alarms
+                .held
+                .iter()
+                .flatten()
+                .any(|held| held.connection == connection && !held.tell.is_closed())
         };
         loop {
             let changed = self.changed.notified();
@@ -179,8 +183,7 @@ impl Flow {
             None => return,
         };
         for confirm in lost {
-            confirm.sender.resolve(Verdict::Unknown(cause.into()));
-            drop(confirm.permit);
+            let _given_up = confirm.tell.send(Verdict::Unknown(cause.into()));
         }
     }
 }

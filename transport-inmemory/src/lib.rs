@@ -52,6 +52,7 @@ mod publisher;
 mod queue;
 mod record;
 mod registry;
+mod roster;
 mod rules;
 mod timer;
 mod transport;

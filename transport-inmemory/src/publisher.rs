@@ -15,7 +15,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{connection::Connection, flow::HeldConfirm, queue::Queue, registry::Route};
+use crate::{connection::Connection, queue::Queue, registry::Route};
 
 /// How many routes a publisher remembers.
 const REMEMBERED_ROUTES: usize = 1_024;
@@ -119,12 +119,26 @@ impl InMemoryPublisher {
             }
             Route::Internal => Verdict::Rejected("only other exchanges feed this one".into()),
         };
-        let Some(permit) = permit else {
-            return Confirm::ready(verdict);
-        };
+        match permit {
+            Some(permit) => self.confirm_later(verdict, permit),
+            None => Confirm::ready(verdict),
+        }
+    }
+
+    /// The confirm of a verdict that the broker holds back, for as long as the publisher waits.
+    fn confirm_later(&self, verdict: Verdict, permit: OwnedSemaphorePermit) -> Confirm {
+        let told = self.connection.broker().shared().flow().hold(self.connection.id(), verdict);
         let (sender, confirm) = Confirm::pending();
-        let connection = self.connection.id();
-        shared.flow().hold(HeldConfirm { connection, sender, verdict, permit });
+        let limit = self.options.timeout;
+        tokio::spawn(async move {
+            let verdict = match timeout(limit, told).await {
+                Ok(Ok(verdict)) => verdict,
+                Ok(Err(_)) => Verdict::Unknown("the broker ended".into()),
+                Err(_) => Verdict::Unknown("the broker did not confirm it in time".into()),
+            };
+            sender.resolve(verdict);
+            drop(permit);
+        });
         confirm
     }
 }
