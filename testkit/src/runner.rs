@@ -141,3 +141,123 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
         .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
         .unwrap_or_else(|| "it panicked without a text".to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+    use futures_util::future;
+    use postrider_core::{Env, Error, ErrorKind};
+
+    use super::*;
+    use crate::{
+        behaviour::Need,
+        harness::{Connection, Fault, TestBroker, Wire},
+        mock::MockTransport,
+    };
+
+    /// A harness over a transport that can do nothing, or over none.
+    #[derive(Debug)]
+    struct Nothing {
+        reachable: bool,
+    }
+
+    #[async_trait]
+    impl Harness for Nothing {
+        fn name(&self) -> &str {
+            "nothing"
+        }
+
+        fn clock(&self) -> Clock {
+            Clock::Virtual
+        }
+
+        fn faults(&self) -> &[Fault] {
+            &[]
+        }
+
+        async fn broker(&self, _behaviour: &str) -> Result<Arc<dyn TestBroker>> {
+            if self.reachable {
+                Ok(Arc::new(Idle))
+            } else {
+                let advice = "no broker; start one";
+                Err(Error::new(ErrorKind::Unavailable, "connect", advice))
+            }
+        }
+
+        fn time_limit(&self) -> Duration {
+            Duration::from_millis(200)
+        }
+    }
+
+    struct Idle;
+
+    #[async_trait]
+    impl TestBroker for Idle {
+        async fn connect(&self) -> Result<Connection> {
+            let mut transport = MockTransport::new();
+            transport.expect_env().return_const(Env::system());
+            transport.expect_capabilities().return_const(Capabilities::minimal());
+            transport.expect_remove().returning(|_| Ok(()));
+            transport.expect_close().returning(|_| Ok(()));
+            Ok(Connection::new(Arc::new(transport), Arc::new(Self)))
+        }
+
+        async fn begin(&self, _fault: Fault) -> Result<()> {
+            Ok(())
+        }
+
+        async fn end(&self, _fault: Fault) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    #[async_trait]
+    impl Wire for Idle {
+        async fn cut(&self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    async fn passes(_scene: Scene) {}
+
+    async fn panics(scene: Scene) {
+        let rule = "the rule that was broken";
+        assert_eq!(scene.capabilities().priority_levels, 9, "{rule}");
+    }
+
+    async fn stands_still(_scene: Scene) {
+        future::pending::<()>().await;
+    }
+
+    fn failure(behaviour: Behaviour) -> Option<String> {
+        let harness: Arc<dyn Harness> = Arc::new(Nothing { reachable: true });
+        let failed = run_bounded(&harness, behaviour).err()?;
+        Some(failed.message().unwrap_or_default().to_owned())
+    }
+
+    #[test]
+    fn a_behaviour_passes_only_when_it_ends_well() {
+        assert_eq!(failure(Behaviour::new(passes, &[])), None);
+        let text = failure(Behaviour::new(panics, &[])).expect("a panic is a failure");
+        assert!(text.contains("the rule that was broken"), "{text}");
+        let text = failure(Behaviour::new(stands_still, &[])).expect("hanging is a failure");
+        assert!(text.contains("stands_still") && text.contains("200ms"), "{text}");
+    }
+
+    #[test]
+    fn what_a_broker_cannot_do_is_left_out() {
+        let harness: Arc<dyn Harness> = Arc::new(Nothing { reachable: true });
+        assert!(behaviours().iter().all(|behaviour| behaviour.needs().contains(&Need::Topology)));
+        assert_eq!(trials_of(&harness).len(), 0);
+    }
+
+    #[test]
+    fn without_a_broker_there_is_one_test_that_fails() {
+        let harness: Arc<dyn Harness> = Arc::new(Nothing { reachable: false });
+        let trials = trials_of(&harness);
+        let names: Vec<_> = trials.iter().map(Trial::name).collect();
+        assert_eq!(names, ["nothing::connect"]);
+        let arguments = Arguments { quiet: true, ..Arguments::default() };
+        assert!(libtest_mimic::run(&arguments, trials).has_failed());
+    }
+}

@@ -136,7 +136,7 @@ async fn rejected_message_is_a_dead_letter(scene: Scene) {
         assert_dead(&letter, &queue, "rejected");
         let death = deaths(letter.message()).remove(0);
         assert_eq!(death.exchange, exchange, "where it had been published to: {death:?}");
-        assert_eq!(death.keys, [queue.clone()], "the keys it had been published under: {death:?}");
+        assert_eq!(death.keys, [&*queue], "the keys it had been published under: {death:?}");
         let after = scene.env().timestamp() + TimeDelta::seconds(2);
         assert!(before <= death.time && death.time <= after, "the time of death: {death:?}");
         assert_eq!(letter.info().attempt, 1, "attempts count anew in another queue");

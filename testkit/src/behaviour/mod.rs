@@ -60,7 +60,7 @@ pub struct Behaviour {
 impl Behaviour {
     /// The behaviour that `run` tests; it panics where the behaviour is not met. Its name is the
     /// function's path below this module.
-    fn new<F, Fut>(run: F, needs: &'static [Need]) -> Self
+    pub(crate) fn new<F, Fut>(run: F, needs: &'static [Need]) -> Self
     where
         F: Fn(Scene) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = ()> + 'static,

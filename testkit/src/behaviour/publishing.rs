@@ -69,7 +69,7 @@ async fn publish_all_gives_verdicts_in_order(scene: Scene) {
     let queue = scene.queue("stream").await;
     let missing = scene.name("missing");
     let publisher = scene.publisher().await;
-    let to = |n: usize| if n % 3 == 0 { missing.clone() } else { queue.clone() };
+    let to = |n: usize| if n.is_multiple_of(3) { missing.clone() } else { queue.clone() };
     let envelopes: Vec<_> = (0..600)
         .map(|n| Envelope::new(Address::queue(to(n)), Message::new(n.to_string())))
         .collect();
@@ -77,10 +77,11 @@ async fn publish_all_gives_verdicts_in_order(scene: Scene) {
     let verdicts = scene.soon("600 verdicts", all).await;
     assert_eq!(verdicts.len(), 600, "publish_all gives a verdict for each message");
     for (n, verdict) in verdicts.into_iter().enumerate() {
-        let expected = if n % 3 == 0 { Verdict::Unroutable } else { Verdict::Accepted };
+        let expected = if n.is_multiple_of(3) { Verdict::Unroutable } else { Verdict::Accepted };
         assert_eq!(verdict.expect("each was sent"), expected, "the verdict of message {n}");
     }
-    let stored: Vec<_> = (0..600).filter(|n| n % 3 != 0).map(|n| n.to_string()).collect();
+    let stored: Vec<_> =
+        (0..600).filter(|n: &usize| !n.is_multiple_of(3)).map(|n| n.to_string()).collect();
     scene.holds(&queue, &stored).await;
 }
 
