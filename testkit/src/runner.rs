@@ -257,7 +257,5 @@ mod tests {
         let trials = trials_of(&harness);
         let names: Vec<_> = trials.iter().map(Trial::name).collect();
         assert_eq!(names, ["nothing::connect"]);
-        let arguments = Arguments { quiet: true, ..Arguments::default() };
-        assert!(libtest_mimic::run(&arguments, trials).has_failed());
     }
 }

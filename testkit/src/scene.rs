@@ -1,7 +1,9 @@
 //! What every behaviour has in hand: a broker, connections, names of its own, and the shortcuts that
 //! say what was expected when it does not come.
 
+mod publishing;
 mod reader;
+mod waiting;
 
 use std::{
     fmt,
@@ -9,14 +11,11 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use futures_util::{StreamExt, stream::BoxStream};
 use postrider_core::{
-    Address, Capabilities, Confirm, ConsumerOptions, Env, Envelope, Error, ErrorKind, Message,
-    Publisher, PublisherOptions, Queue, QueueInfo, Result, Topology, Transport, TransportEvent,
-    Verdict,
+    Capabilities, ConsumerOptions, Env, Error, ErrorKind, Publisher, Queue, QueueInfo, Result,
+    Topology, Transport,
 };
-use tokio::{sync::OnceCell, time};
+use tokio::sync::OnceCell;
 
 pub use self::reader::Reader;
 pub(crate) use self::reader::text;
@@ -206,88 +205,6 @@ impl Scene {
         self.declare_queue(Queue::classic(name.to_owned())).await
     }
 
-    /// The behaviour's own publisher on its first connection.
-    ///
-    /// # Panics
-    ///
-    /// When the transport gives none.
-    pub async fn publisher(&self) -> Arc<dyn Publisher> {
-        self.0
-            .publisher
-            .get_or_init(|| self.publisher_with(PublisherOptions::default()))
-            .await
-            .clone()
-    }
-
-    /// A new publisher on the first connection.
-    ///
-    /// # Panics
-    ///
-    /// When the transport gives none.
-    pub async fn publisher_with(&self, options: PublisherOptions) -> Arc<dyn Publisher> {
-        let publisher = self.transport().publisher(options).await;
-        publisher.expect("a publisher with valid options")
-    }
-
-    /// Publishes bodies to a queue, pipelined, and sees every one accepted.
-    ///
-    /// # Panics
-    ///
-    /// When one is not.
-    pub async fn publish<B: Into<Bytes>>(&self, queue: &str, bodies: impl IntoIterator<Item = B>) {
-        let address = Address::queue(queue.to_owned());
-        let envelopes =
-            bodies.into_iter().map(|body| Envelope::new(address.clone(), Message::new(body)));
-        self.publish_envelopes(envelopes).await;
-    }
-
-    /// Publishes one message to a queue and sees it accepted.
-    ///
-    /// # Panics
-    ///
-    /// When it is not.
-    pub async fn publish_message(&self, queue: &str, message: Message) {
-        self.publish_envelopes([Envelope::new(Address::queue(queue.to_owned()), message)]).await;
-    }
-
-    /// Publishes envelopes, pipelined, and sees every one accepted.
-    ///
-    /// # Panics
-    ///
-    /// When one is not.
-    pub async fn publish_envelopes(&self, envelopes: impl IntoIterator<Item = Envelope>) {
-        let publisher = self.publisher().await;
-        let mut confirms = Vec::new();
-        for envelope in envelopes {
-            let address = envelope.address.clone();
-            confirms.push((address, self.send(&*publisher, envelope).await));
-        }
-        for (address, confirm) in confirms {
-            let verdict = self.verdict(confirm).await;
-            assert_eq!(verdict, Verdict::Accepted, "a publish to {address} must be stored");
-        }
-    }
-
-    /// Sends and expects that it could be sent.
-    ///
-    /// # Panics
-    ///
-    /// When it could not.
-    pub async fn send(&self, publisher: &dyn Publisher, envelope: Envelope) -> Confirm {
-        let address = envelope.address.clone();
-        let sent = self.soon("a send", publisher.send(envelope)).await;
-        sent.unwrap_or_else(|error| panic!("a send to {address} must succeed: {error}"))
-    }
-
-    /// The verdict of a confirm.
-    ///
-    /// # Panics
-    ///
-    /// When it does not come.
-    pub async fn verdict(&self, confirm: Confirm) -> Verdict {
-        self.soon("a verdict", confirm).await
-    }
-
     /// Consumes a queue on the first connection with this prefetch.
     ///
     /// # Panics
@@ -323,140 +240,6 @@ impl Scene {
         let info = self.transport().queue_info(queue).await;
         let info = info.unwrap_or_else(|error| panic!("asking about '{queue}': {error}"));
         info.unwrap_or_else(|| panic!("the queue '{queue}' must be there"))
-    }
-
-    /// Waits until a queue has this many messages ready, and sees that it stays so.
-    ///
-    /// # Panics
-    ///
-    /// When that does not happen.
-    pub async fn settles_at(&self, queue: &str, ready: u64) {
-        self.eventually(&format!("'{queue}' has {ready} ready"), async || {
-            let info = self.info(queue).await;
-            if info.ready == ready { Ok(()) } else { Err(format!("{info:?}")) }
-        })
-        .await;
-        time::sleep(self.quiet()).await;
-        let info = self.info(queue).await;
-        assert_eq!(info.ready, ready, "'{queue}' must stay at {ready} ready: {info:?}");
-    }
-
-    /// Waits until a queue has this many consumers.
-    ///
-    /// # Panics
-    ///
-    /// When that does not happen.
-    pub async fn has_consumers(&self, queue: &str, consumers: u32) {
-        self.eventually(&format!("'{queue}' has {consumers} consumers"), async || {
-            let info = self.info(queue).await;
-            if info.consumers == consumers { Ok(()) } else { Err(format!("{info:?}")) }
-        })
-        .await;
-    }
-
-    /// Waits until a queue is gone.
-    ///
-    /// # Panics
-    ///
-    /// When it stays.
-    pub async fn is_gone(&self, queue: &str) {
-        self.eventually(&format!("'{queue}' is gone"), async || {
-            match self.transport().queue_info(queue).await {
-                Ok(None) => Ok(()),
-                // A queue of a connection that is being closed may be locked until it is gone.
-                other => Err(format!("{other:?}")),
-            }
-        })
-        .await;
-    }
-
-    /// Reads and acks all that a queue holds, and sees that it is `expected`, in this order.
-    ///
-    /// # Panics
-    ///
-    /// When it is not.
-    pub async fn holds<T: AsRef<str>>(&self, queue: &str, expected: &[T]) {
-        let mut reader = self.read(queue, 100).await;
-        let bodies = reader.bodies(expected.len()).await;
-        let expected: Vec<&str> = expected.iter().map(AsRef::as_ref).collect();
-        assert_eq!(bodies, expected, "what '{queue}' holds, in order");
-        reader.is_silent().await;
-    }
-
-    /// Asks `condition` again and again until it is met; it says what it saw instead.
-    ///
-    /// # Panics
-    ///
-    /// When it is not met in time.
-    pub async fn eventually<T>(
-        &self,
-        what: &str,
-        mut condition: impl AsyncFnMut() -> Result<T, String>,
-    ) -> T {
-        let deadline = self.env().now() + self.patience();
-        loop {
-            match condition().await {
-                Ok(value) => return value,
-                Err(seen) => assert!(
-                    self.env().now() < deadline,
-                    "not within {:?}: {what}; last seen: {seen}",
-                    self.patience()
-                ),
-            }
-            time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    /// Waits for something that must happen.
-    ///
-    /// # Panics
-    ///
-    /// When it takes too long.
-    pub async fn soon<T>(&self, what: &str, future: impl Future<Output = T>) -> T {
-        time::timeout(self.patience(), future)
-            .await
-            .unwrap_or_else(|_| panic!("not within {:?}: {what}", self.patience()))
-    }
-
-    /// Waits for the event that `wanted` picks, passing over others.
-    ///
-    /// # Panics
-    ///
-    /// When it does not come.
-    pub async fn event<T>(
-        &self,
-        events: &mut BoxStream<'static, TransportEvent>,
-        what: &str,
-        wanted: impl Fn(&TransportEvent) -> Option<T>,
-    ) -> T {
-        let mut seen = Vec::new();
-        let waiting = async {
-            while let Some(event) = events.next().await {
-                if let Some(value) = wanted(&event) {
-                    return Some(value);
-                }
-                seen.push(event);
-            }
-            None
-        };
-        match time::timeout(self.patience(), waiting).await {
-            Ok(Some(value)) => value,
-            Ok(None) => panic!("the events ended before {what}; seen: {seen:?}"),
-            Err(_) => panic!("not within {:?}: {what}; seen: {seen:?}", self.patience()),
-        }
-    }
-
-    /// Waits until the connection is restored, for the `epoch`th connection or a later one.
-    ///
-    /// # Panics
-    ///
-    /// When it is not.
-    pub async fn restored(&self, events: &mut BoxStream<'static, TransportEvent>, epoch: u64) {
-        self.event(events, "the event Restored", |event| match event {
-            TransportEvent::Restored { epoch: now } if *now >= epoch => Some(()),
-            _ => None,
-        })
-        .await;
     }
 
     /// Removes what the behaviour declared and closes its connections.
