@@ -17,7 +17,7 @@ use postrider_core::{
 use tokio::{runtime::Handle, sync::Notify, task::AbortHandle, time::timeout};
 
 use crate::{
-    broker::Broker,
+    broker::{Broker, Shared},
     consumer::{Stay, Subscriber},
     queue::Queue,
     record::Record,
@@ -387,12 +387,12 @@ impl Connection {
         }
         let shared = self.broker.shared();
         locked(&self.record).prune(&shared.registry());
+        // Before the subscribers let go of theirs.
+        let stays = self.stays.alive();
         for subscriber in self.subscribers.alive() {
             subscriber.suspend();
         }
-        for stay in self.stays.alive() {
-            stay.detach(shared, true);
-        }
+        give_back(shared, &stays, true);
         shared.flow().forget_confirms(self.id, cause);
         self.drop_exclusive_queues();
         self.events.send(TransportEvent::Lost { cause: cause.to_owned() });
@@ -438,6 +438,9 @@ impl Connection {
         }
         self.changed.notify_waiters();
         let shared = self.broker.shared();
+        for stay in self.stays.alive() {
+            stay.halt(shared);
+        }
         for subscriber in self.subscribers.alive() {
             subscriber.stop(shared);
         }
@@ -468,12 +471,11 @@ impl Connection {
     /// Gives everything back and ends.
     fn finish(&self) {
         let shared = self.broker.shared();
+        let stays = self.stays.alive();
         for subscriber in self.subscribers.alive() {
             subscriber.stop(shared);
         }
-        for stay in self.stays.alive() {
-            stay.detach(shared, false);
-        }
+        give_back(shared, &stays, false);
         shared.flow().forget_confirms(self.id, "the transport was closed");
         self.drop_exclusive_queues();
         self.clock.abort();
@@ -486,6 +488,17 @@ impl Drop for Connection {
         if self.stage() != Stage::Closed {
             self.finish();
         }
+    }
+}
+
+/// Gives back what these stays have unsettled. All are halted first, so that none gets what another
+/// gives back.
+fn give_back(shared: &Shared, stays: &[Arc<Stay>], failed: bool) {
+    for stay in stays {
+        stay.halt(shared);
+    }
+    for stay in stays {
+        stay.detach(shared, failed);
     }
 }
 

@@ -73,6 +73,11 @@ impl Stay {
         }
     }
 
+    /// Takes no more messages from the queue.
+    pub(crate) fn halt(&self, shared: &Shared) {
+        shared.update(&self.queue, |state, _| state.halt(self.consumer));
+    }
+
     /// Gives back everything that is unsettled, counted as failed when the connection was lost.
     pub(crate) fn detach(&self, shared: &Shared, failed: bool) {
         let _kept = self.stop();

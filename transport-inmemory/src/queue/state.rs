@@ -409,6 +409,13 @@ impl State {
         }
     }
 
+    /// Assigns a consumer no more messages.
+    pub(crate) fn halt(&mut self, consumer: u64) {
+        if let Some(index) = self.find(consumer) {
+            self.consumers[index].cancel();
+        }
+    }
+
     /// Stops a consumer. What it has from tag `kept` on goes back; what it handed out before can
     /// still be settled.
     pub(crate) fn cancel(&mut self, consumer: u64, kept: u64, env: &Env, effects: &mut Effects) {
@@ -450,6 +457,9 @@ impl State {
         let consumer = &self.consumers[index];
         if consumer.is_cancelled() && consumer.outstanding() == 0 {
             self.consumers.remove(index);
+            if index < self.turn {
+                self.turn -= 1;
+            }
             self.used = env.now();
         }
         effects.delete |= self.spec.auto_delete
