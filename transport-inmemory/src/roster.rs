@@ -43,7 +43,7 @@ mod tests {
         for n in 1..10_000 {
             roster.enter(&Arc::new(n));
         }
-        assert_eq!(roster.alive(), [stays.clone()]);
+        assert_eq!(roster.alive().len(), 1);
         assert!(roster.members().capacity() < 64);
     }
 }
