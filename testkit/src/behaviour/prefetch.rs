@@ -12,6 +12,7 @@ pub(super) fn behaviours() -> Vec<Behaviour> {
         Behaviour::new(every_settlement_makes_room, NEEDS),
         Behaviour::new(prefetch_is_each_consumers_own, NEEDS),
         Behaviour::new(unread_consumer_takes_its_prefetch_only, NEEDS),
+        Behaviour::new(idle_consumers_take_turns, NEEDS),
         Behaviour::new(competing_consumers_share, NEEDS),
         Behaviour::new(slow_consumer_starves_nobody, NEEDS),
     ]
@@ -94,6 +95,28 @@ async fn unread_consumer_takes_its_prefetch_only(scene: Scene) {
     assert_eq!(mine[0].buffered + mine[0].unsettled, 7, "health shows what it holds: {health:?}");
     drop(consumer);
     scene.settles_at(&queue, 50).await;
+}
+
+/// With room at both, neither gets everything.
+async fn idle_consumers_take_turns(scene: Scene) {
+    for queue in [scene.queue("quorum").await, scene.classic("classic").await] {
+        let other = scene.connect().await.transport;
+        let mut first = scene.read(&queue, 200).await;
+        let mut second = scene.read_on(&other, &queue, 200).await;
+        scene.has_consumers(&queue, 2).await;
+        scene.publish(&queue, numbers(100)).await;
+        scene.settles_at(&queue, 0).await;
+        let held = (first.take(25).await, second.take(25).await);
+        let mut rest = Vec::new();
+        while rest.len() < 50 {
+            tokio::select! {
+                delivery = first.next() => rest.push(delivery),
+                delivery = second.next() => rest.push(delivery),
+            }
+        }
+        let all = held.0.into_iter().chain(held.1).chain(rest);
+        all.for_each(Delivery::ack);
+    }
 }
 
 async fn competing_consumers_share(scene: Scene) {

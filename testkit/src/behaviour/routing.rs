@@ -22,6 +22,7 @@ pub(super) fn behaviours() -> Vec<Behaviour> {
         Behaviour::new(alternate_exchange_gets_the_unroutable, NEEDS),
         Behaviour::new(exchanges_feed_exchanges, NEEDS),
         Behaviour::new(exchange_ring_ends, NEEDS),
+        Behaviour::new(auto_delete_exchange_goes_with_its_last_binding, NEEDS),
         Behaviour::new(delivery_tells_its_address, NEEDS),
     ]
 }
@@ -123,14 +124,14 @@ async fn topic_exchange_matches_words(scene: Scene) {
     let nowhere = unroutable(&scene, &exchange, &keys).await;
     assert!(nowhere.is_empty(), "the pattern # takes every key: {nowhere:?}");
     for (queue, (pattern, matches)) in queues.iter().zip(PATTERNS) {
-        let mut reader = scene.read(queue, 100).await;
-        let ready: Vec<_> = matches.iter().copied().filter(|key| !key.is_empty()).collect();
-        let mut bodies = reader.bodies(ready.len()).await;
+        let matches: Vec<_> = matches.iter().filter(|key| !key.is_empty()).collect();
+        let info = scene.info(queue).await;
+        assert_eq!(info.ready, matches.len() as u64, "'{pattern}' matches {matches:?} alone");
+        let mut bodies = scene.read(queue, 100).await.bodies(matches.len()).await;
         bodies.sort();
-        let mut expected: Vec<_> = ready.iter().map(ToString::to_string).collect();
+        let mut expected: Vec<_> = matches.iter().map(ToString::to_string).collect();
         expected.sort();
         assert_eq!(bodies, expected, "the keys that '{pattern}' matches");
-        assert_eq!(scene.info(queue).await.ready, 0, "'{pattern}' matches no other key");
     }
 }
 
@@ -149,9 +150,9 @@ async fn fanout_gives_each_queue_a_copy(scene: Scene) {
     let nowhere = unroutable(&scene, &exchange, &["a", "", "b"]).await;
     assert!(nowhere.is_empty(), "a fanout exchange takes every key: {nowhere:?}");
     for queue in &queues {
+        assert_eq!(scene.info(queue).await.ready, 3, "'{queue}' has one copy of each");
         let mut reader = scene.read(queue, 10).await;
         assert_eq!(reader.bodies(3).await, ["a", "", "b"], "the copies of '{queue}'");
-        assert_eq!(scene.info(queue).await.ready, 0, "'{queue}' has one copy of each");
     }
 }
 
@@ -320,6 +321,22 @@ async fn exchange_ring_ends(scene: Scene) {
     let nowhere = unroutable(&scene, &one, &["round"]).await;
     assert!(nowhere.is_empty(), "the ring leads to a queue: {nowhere:?}");
     scene.holds(&queue, &["round"]).await;
+}
+
+async fn auto_delete_exchange_goes_with_its_last_binding(scene: Scene) {
+    let (exchange, queue) = (scene.name("auto"), scene.queue("bound").await);
+    let spec = Exchange::direct(exchange.clone()).auto_delete();
+    let one = Binding::queue(exchange.clone(), queue.clone(), "one");
+    let two = Binding::queue(exchange.clone(), queue.clone(), "two");
+    let only = Topology::new().exchange(spec);
+    scene.declare(only.clone().bind(one.clone()).bind(two.clone())).await;
+    let transport = scene.transport();
+    transport.remove(&Topology::new().bind(one)).await.expect("removing a binding");
+    let plan = transport.plan(&only).await.expect("a plan");
+    assert!(plan.is_settled(), "an exchange with a binding stays:\n{plan}");
+    transport.remove(&Topology::new().bind(two)).await.expect("removing the last binding");
+    let plan = transport.plan(&only).await.expect("a plan");
+    assert!(!plan.is_settled(), "an auto-delete exchange goes with its last binding:\n{plan}");
 }
 
 async fn delivery_tells_its_address(scene: Scene) {
