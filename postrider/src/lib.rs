@@ -40,6 +40,11 @@
 
 mod connect;
 
+/// The README's program, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
+
 #[cfg(feature = "inmemory")]
 pub use postrider_transport_inmemory as inmemory;
 
