@@ -1,0 +1,361 @@
+//! Events over the in-memory broker.
+
+mod common;
+
+use std::{borrow::Cow, sync::Arc, time::Duration};
+
+use common::{Log, SECOND, publish, take, text, transport, two_transports};
+use postrider_core::{Address, ErrorKind, HeaderValue, Message, Transport};
+use postrider_patterns::{
+    Codec, Context, ErrorClass, Event, EventBus, HandlerError, Jitter, RawEvent, RetryPolicy,
+    Running, Subscription, UnknownEvents,
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct OrderCreated {
+    order: u64,
+}
+
+impl Event for OrderCreated {
+    const TYPE: &'static str = "order.created";
+
+    fn aggregate_id(&self) -> Option<Cow<'_, str>> {
+        Some(self.order.to_string().into())
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct OrderPaid {
+    order: u64,
+}
+
+impl Event for OrderPaid {
+    const TYPE: &'static str = "order.paid";
+}
+
+/// A subscription that hands the orders it sees to the test.
+fn seeing(subscription: Subscription) -> (Subscription, mpsc::Receiver<u64>) {
+    let (sender, receiver) = mpsc::channel(100);
+    let subscription = subscription.on(move |event: OrderCreated, _context| {
+        let sender = sender.clone();
+        async move { Ok(sender.send(event.order).await?) }
+    });
+    (subscription, receiver)
+}
+
+fn billing() -> Subscription {
+    Subscription::durable("billing", "orders")
+}
+
+async fn bus(transport: &Arc<dyn Transport>) -> EventBus {
+    EventBus::new(Arc::clone(transport)).await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_nobody_wants_is_no_error() {
+    let bus = bus(&transport()).await;
+    bus.publish(&OrderCreated { order: 1 }).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_durable_subscription_collects_while_its_subscriber_is_away() {
+    let bus = bus(&transport()).await;
+    let (subscription, mut seen) = seeing(billing());
+    let running = bus.subscribe(subscription).await.unwrap();
+    bus.publish(&OrderCreated { order: 1 }).await.unwrap();
+    assert_eq!(seen.recv().await, Some(1));
+    let report = running.stop(SECOND).await;
+    assert_eq!(report.released, 0);
+
+    let orders: Vec<_> = (2..5).map(|order| OrderCreated { order }).collect();
+    assert_eq!(bus.publish_all(&orders).await.unwrap().len(), 3);
+    let (subscription, mut seen) = seeing(billing().concurrency(1));
+    let _running = bus.subscribe(subscription).await.unwrap();
+    for order in 2..5 {
+        assert_eq!(seen.recv().await, Some(order));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn instances_of_a_durable_subscription_share_and_ephemeral_ones_get_copies() {
+    let (one, other) = two_transports();
+    let (one, other): (Arc<dyn Transport>, Arc<dyn Transport>) = (one, other);
+    let (one, other) = (bus(&one).await, bus(&other).await);
+    let mut durable = Vec::new();
+    let mut copies = Vec::new();
+    let mut running: Vec<Running> = Vec::new();
+    for bus in [&one, &other] {
+        // A full channel of 100 never blocks here; a prefetch of 1 makes the two take turns.
+        let (subscription, seen) = seeing(billing().concurrency(1).prefetch(1));
+        running.push(bus.subscribe(subscription).await.unwrap());
+        durable.push(seen);
+        let (subscription, seen) = seeing(Subscription::ephemeral("dashboard").concurrency(1));
+        running.push(bus.subscribe(subscription).await.unwrap());
+        copies.push(seen);
+    }
+    for order in 0..20 {
+        one.publish(&OrderCreated { order }).await.unwrap();
+    }
+    for copy in &mut copies {
+        for order in 0..20 {
+            assert_eq!(copy.recv().await, Some(order));
+        }
+    }
+    let [ours, theirs] = &mut durable[..] else { panic!("there are two") };
+    let (mut all, mut shares) = (Vec::new(), [0, 0]);
+    while all.len() < 20 {
+        let (share, order) = tokio::select! {
+            order = ours.recv() => (0, order),
+            order = theirs.recv() => (1, order),
+        };
+        shares[share] += 1;
+        all.push(order.unwrap());
+    }
+    assert!(shares.iter().all(|share| *share > 0), "{shares:?}");
+    all.sort_unstable();
+    assert_eq!(all, (0..20).collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failing_event_takes_the_steps_of_its_policy_and_is_kept_with_the_reason() {
+    let transport = transport();
+    let bus = bus(&transport).await;
+    let log = Log::default();
+    let tries = log.clone();
+    let policy = RetryPolicy::default().with_jitter(Jitter::None);
+    let subscription = billing()
+        .on(move |_event: OrderCreated, context: Context| {
+            let elapsed = context.env().timestamp().timestamp_millis();
+            tries.push((context.attempt(), elapsed));
+            async { Err(HandlerError::transient("the ledger is locked").with_code("LOCKED")) }
+        })
+        .retry(policy);
+    let running = bus.subscribe(subscription).await.unwrap();
+    let start = transport.env().timestamp().timestamp_millis();
+    let id = bus.publish(&OrderCreated { order: 7 }).await.unwrap();
+
+    let dead = take(&*transport, "dead_letter_billing.orders").await;
+    let seconds: Vec<_> =
+        log.items().into_iter().map(|(attempt, at)| (attempt, (at - start) / 1_000)).collect();
+    assert_eq!(seconds, [(1, 0), (2, 0), (3, 0), (4, 0), (5, 1), (6, 3), (7, 7), (8, 15), (9, 31)]);
+    assert_eq!(dead.message_id.as_deref(), Some(id.as_str()));
+    assert_eq!(dead.content_type.as_deref(), Some("application/msgpack"));
+    assert_eq!(text(&dead, "postrider-error-class"), Some("TRANSIENT"));
+    assert_eq!(text(&dead, "postrider-error-code"), Some("LOCKED"));
+    assert_eq!(text(&dead, "postrider-error-message"), Some("the ledger is locked"));
+    assert_eq!(text(&dead, "postrider-origin-exchange"), Some("event_bus"));
+    assert_eq!(text(&dead, "postrider-origin-key"), Some("order.created"));
+    let attempts = dead.headers.get("postrider-attempts");
+    assert_eq!(attempts.and_then(HeaderValue::as_int), Some(9));
+    assert_eq!(running.stats().dead_lettered, 1);
+    assert_eq!(running.stats().retried, 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_keeps_body_and_headers() {
+    let transport = transport();
+    let bus = bus(&transport).await;
+    let (subscription, _seen) = seeing(billing());
+    let _running = bus.subscribe(subscription).await.unwrap();
+    let poison = Message::new("\u{1}not json")
+        .with_content_type("application/json")
+        .with_type("order.created")
+        .with_ttl(Duration::from_secs(3_600))
+        .with_header("tenant", "north")
+        .with_header("tries", 3)
+        .with_header("raw", bytes::Bytes::from_static(&[0, 255]));
+    let address = Address::exchange("event_bus", "order.created");
+    publish(&*transport, address, poison.clone()).await;
+    let dead = take(&*transport, "dead_letter_billing.orders").await;
+    assert_eq!(dead.body, poison.body);
+    for (name, value) in poison.headers.iter() {
+        assert_eq!(dead.headers.get(name), Some(value));
+    }
+    assert_eq!(text(&dead, "postrider-error-code"), Some("UNDECODABLE"));
+    // It waits for a person, however long that takes.
+    assert_eq!(dead.ttl, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_can_never_succeed_is_not_tried_again() {
+    let transport = transport();
+    let bus = bus(&transport).await;
+    for class in [
+        ErrorClass::Invalid,
+        ErrorClass::Rejected,
+        ErrorClass::NotFound,
+        ErrorClass::Unauthorized,
+        ErrorClass::Unsupported,
+    ] {
+        let subscription = billing().on(move |_event: OrderCreated, _context| async move {
+            Err(HandlerError::new(class, "never"))
+        });
+        let running = bus.subscribe(subscription).await.unwrap();
+        bus.publish(&OrderCreated { order: 1 }).await.unwrap();
+        let dead = take(&*transport, "dead_letter_billing.orders").await;
+        assert_eq!(text(&dead, "postrider-error-class"), Some(class.as_str()));
+        let attempts = dead.headers.get("postrider-attempts");
+        assert_eq!(attempts.and_then(HeaderValue::as_int), Some(1));
+        running.stop(SECOND).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_ephemeral_subscription_retries_in_the_process() {
+    let transport = transport();
+    let bus = bus(&transport).await;
+    let log = Log::default();
+    let tries = log.clone();
+    let subscription = Subscription::ephemeral("dashboard")
+        .on(move |_event: OrderCreated, _context| {
+            tries.push(());
+            async { Err(HandlerError::transient("no")) }
+        })
+        .retry(RetryPolicy::default().with_immediate(1).with_delayed(2));
+    let _running = bus.subscribe(subscription).await.unwrap();
+    bus.publish(&OrderCreated { order: 1 }).await.unwrap();
+    take(&*transport, "dead_letter_dashboard").await;
+    assert_eq!(log.items().len(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn unknown_events_go_where_the_policy_says() {
+    let transport = transport();
+    let bus = bus(&transport).await;
+    for policy in [UnknownEvents::Ignore, UnknownEvents::DeadLetter] {
+        let (subscription, mut seen) = seeing(billing().concurrency(1).unknown_events(policy));
+        let running = bus.subscribe(subscription).await.unwrap();
+        // It comes by this subscription's binding, but is of another type.
+        let odd = Message::new(r#"{"event_type":"order.renamed","data":{"order":1}}"#);
+        let address = Address::exchange("event_bus", "order.created");
+        publish(&*transport, address, odd).await;
+        bus.publish(&OrderCreated { order: 2 }).await.unwrap();
+        assert_eq!(seen.recv().await, Some(2));
+        match policy {
+            UnknownEvents::DeadLetter => {
+                let dead = take(&*transport, "dead_letter_billing.orders").await;
+                assert_eq!(text(&dead, "postrider-error-code"), Some("UNKNOWN_EVENT"));
+            }
+            _ => assert_eq!(running.stats().dead_lettered, 0),
+        }
+        running.stop(SECOND).await;
+        assert_eq!(common::ready(&*transport, "billing.orders").await, 0);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn both_codecs_and_plain_clients_meet_on_one_queue() {
+    let transport = transport();
+    let (subscription, mut seen) = seeing(billing().concurrency(1));
+    let _running = bus(&transport).await.subscribe(subscription).await.unwrap();
+    for (order, codec) in [(1, Codec::Json), (2, Codec::MessagePack)] {
+        let bus = EventBus::builder(Arc::clone(&transport)).codec(codec);
+        let bus = bus.connect().await.unwrap();
+        bus.publish(&OrderCreated { order }).await.unwrap();
+        assert_eq!(seen.recv().await, Some(order));
+    }
+    for plain in [
+        r#"{"event_id":17,"event_type":"order.created","aggregate_id":3,"data":{"order":3},"timestamp":1767225600,"version":1,"metadata":{"a":[1]}}"#,
+        r#"{"data":{"order":3}}"#,
+    ] {
+        let address = Address::exchange("event_bus", "order.created");
+        publish(&*transport, address, Message::new(plain)).await;
+        assert_eq!(seen.recv().await, Some(3));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn several_handlers_take_one_event_in_their_order() {
+    let bus = bus(&transport()).await;
+    let log = Log::default();
+    let (first, second, raw) = (log.clone(), log.clone(), log.clone());
+    let (done, mut finished) = mpsc::channel(1);
+    let subscription = Subscription::durable("audit", "all")
+        .on(move |event: OrderCreated, _context| {
+            first.push(format!("first {}", event.order));
+            async { Ok(()) }
+        })
+        .on(move |event: OrderCreated, _context| {
+            second.push(format!("second {}", event.order));
+            async { Ok(()) }
+        })
+        .on_pattern("order.#", move |event: RawEvent, _context| {
+            raw.push(format!(
+                "{} {:?} v{}",
+                event.event_type(),
+                event.aggregate_id(),
+                event.version()
+            ));
+            let done = done.clone();
+            async move {
+                let paid = event.data::<OrderPaid>()?;
+                Ok(done.send(paid.order).await?)
+            }
+        });
+    let _running = bus.subscribe(subscription).await.unwrap();
+    bus.publish(&OrderCreated { order: 1 }).await.unwrap();
+    assert_eq!(finished.recv().await, Some(1));
+    bus.publish(&OrderPaid { order: 2 }).await.unwrap();
+    assert_eq!(finished.recv().await, Some(2));
+    assert_eq!(
+        log.items(),
+        ["first 1", "second 1", "order.created Some(\"1\") v1", "order.paid None v1"]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn causes_and_conversations_flow_from_event_to_event() {
+    let transport = transport();
+    let bus = bus(&transport).await;
+    let next = bus.clone();
+    let chain = billing().on(move |event: OrderCreated, context: Context| {
+        let next = next.clone();
+        async move {
+            let paid = OrderPaid { order: event.order };
+            next.publish_from(&context, &paid).await?;
+            Ok(())
+        }
+    });
+    let _chain = bus.subscribe(chain).await.unwrap();
+    let (sender, mut seen) = mpsc::channel(1);
+    let last =
+        Subscription::durable("shipping", "paid").on(move |_event: OrderPaid, context: Context| {
+            let sender = sender.clone();
+            async move { Ok(sender.send(context.message().clone()).await?) }
+        });
+    let _last = bus.subscribe(last).await.unwrap();
+    let id = bus.publish(&OrderCreated { order: 1 }).await.unwrap();
+    let paid = seen.recv().await.unwrap();
+    assert_eq!(paid.causation_id.as_deref(), Some(id.as_str()));
+    assert_eq!(paid.correlation_id.as_deref(), Some(id.as_str()));
+    assert_ne!(paid.message_id.as_deref(), Some(id.as_str()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn subscriptions_that_cannot_work_are_refused() {
+    let bus = bus(&transport()).await;
+    let kind = |subscription| async { bus.subscribe(subscription).await.unwrap_err().kind() };
+    assert_eq!(kind(billing()).await, ErrorKind::Invalid);
+    let (subscription, _) = seeing(billing().retry(RetryPolicy::default().with_delayed(100)));
+    assert_eq!(kind(subscription).await, ErrorKind::Invalid);
+    let (subscription, _) = seeing(billing().concurrency(0));
+    assert_eq!(kind(subscription).await, ErrorKind::Invalid);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscription_goes_on_over_a_lost_connection_and_tells_when_it_ends() {
+    let (ours, _other) = two_transports();
+    let transport: Arc<dyn Transport> = ours.clone();
+    let bus = bus(&transport).await;
+    let (subscription, mut seen) = seeing(billing());
+    let running = bus.subscribe(subscription).await.unwrap();
+    ours.drop_connection();
+    bus.publish(&OrderCreated { order: 1 }).await.unwrap();
+    assert_eq!(seen.recv().await, Some(1));
+    assert!(running.is_running());
+    transport.close(SECOND).await.unwrap();
+    let _why = running.ended().await;
+    assert!(!running.is_running());
+}
