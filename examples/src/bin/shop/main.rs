@@ -22,6 +22,8 @@ mod sales;
 mod services;
 mod setup;
 mod shipping;
+#[cfg(test)]
+mod tests;
 mod trade;
 mod units;
 

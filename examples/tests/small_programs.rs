@@ -1,0 +1,37 @@
+//! Each small program runs, says what it shows, and ends by itself.
+
+use std::process::Command;
+
+#[track_caller]
+fn output(program: &str) -> String {
+    let output = Command::new(program).output().expect("the program runs");
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+#[test]
+fn rpc() {
+    let said = output(env!("CARGO_BIN_EXE_rpc"));
+    assert_eq!(
+        said,
+        "$10.00 are 1500 yen\n\
+         the bank says NO_SUCH_MONEY: we have no shells\n\
+         service 'casino' is unavailable: it has no queue\n"
+    );
+}
+
+#[test]
+fn events() {
+    let said = output(env!("CARGO_BIN_EXE_events"));
+    assert!(said.starts_with("published event "), "{said}");
+    assert!(said.contains("mailer: welcome, Ada!\n"), "{said}");
+    assert!(said.contains("audit: user.registered was heard\n"), "{said}");
+}
+
+#[test]
+fn work_queue() {
+    let said = output(env!("CARGO_BIN_EXE_work_queue"));
+    assert!(said.contains("resized sun.png at try 1\n"), "{said}");
+    assert!(said.contains("resized moon.png at try 2\n"), "{said}");
+    assert!(said.ends_with("dead letter: notes.txt is no image\n"), "{said}");
+}
