@@ -1,12 +1,17 @@
 //! The workloads that are measured, each beside its twin: the same work on what Postrider is built
 //! on.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
+use futures_util::future::join_all;
 use postrider_core::{
     Address, ConsumerOptions, Envelope, Message, PublisherOptions, Queue, Topology, Transport,
 };
+use postrider_patterns::{Request, RpcClient, RpcServer, Running};
 use postrider_transport_inmemory::InMemory;
-use tokio::sync::mpsc;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
 
 /// The body of every message: 256 bytes.
 /// It is copied for each, as a program makes a new body for each message.
@@ -71,6 +76,16 @@ impl Broker {
         receiving.await.expect("received");
     }
 
+    /// Passes `messages` through all of the first `queues` queues at once, shared among them.
+    ///
+    /// # Panics
+    ///
+    /// When a message is lost or refused.
+    pub async fn pass_at_once(&self, queues: usize, messages: u64) {
+        let each = messages / queues as u64;
+        join_all((0..queues).map(|queue| self.pass(queue, each))).await;
+    }
+
     /// As [`pass`](Self::pass), publishing in batches of `batch`.
     ///
     /// # Panics
@@ -97,9 +112,12 @@ impl Broker {
                 }
             }
         });
-        for _ in 0..messages {
-            consumer.recv().await.expect("goes on").expect("delivered").ack();
-        }
+        let receiving = tokio::spawn(async move {
+            for _ in 0..messages {
+                consumer.recv().await.expect("goes on").expect("delivered").ack();
+            }
+        });
+        receiving.await.expect("received");
         sending.await.expect("sent");
     }
 }
@@ -123,4 +141,89 @@ pub async fn pass_through_channel(messages: u64) {
     });
     sending.await.expect("sent");
     receiving.await.expect("received");
+}
+
+/// A request of 256 bytes.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Echo {
+    /// What comes back.
+    pub body: Bytes,
+}
+
+impl Request for Echo {
+    const METHOD: &'static str = "echo";
+    type Reply = Bytes;
+}
+
+/// A service that echoes over the in-memory broker, and its client.
+#[derive(Debug)]
+pub struct EchoService {
+    client: RpcClient,
+    _server: Running,
+}
+
+impl EchoService {
+    /// Serves and connects on a private broker.
+    ///
+    /// # Panics
+    ///
+    /// When the broker refuses, which would be its fault.
+    pub async fn start() -> Self {
+        let transport: Arc<dyn Transport> =
+            Arc::new(InMemory::connect("memory://").expect("a runtime"));
+        let server = RpcServer::new("echo")
+            .method(|echo: Echo, _| async move { Ok(echo.body) })
+            .start(&transport)
+            .await
+            .expect("served");
+        Self { client: RpcClient::new(transport).await.expect("connected"), _server: server }
+    }
+
+    /// Makes `calls` calls, one after the other.
+    ///
+    /// # Panics
+    ///
+    /// When a call fails.
+    pub async fn call(&self, calls: u64) {
+        let client = self.client.clone();
+        let calling = tokio::spawn(async move {
+            for _ in 0..calls {
+                let echo = Echo { body: Bytes::copy_from_slice(&BODY) };
+                let reply = client.call("echo", &echo).await.expect("answered");
+                assert_eq!(reply.len(), BODY.len());
+            }
+        });
+        calling.await.expect("called");
+    }
+}
+
+/// The twin of a call: two channels and a oneshot for each reply.
+///
+/// # Panics
+///
+/// When a message is lost.
+pub async fn call_through_channels(calls: u64) {
+    let (requests, mut inbox) = mpsc::channel::<(Bytes, oneshot::Sender<Bytes>)>(64);
+    let (replies, mut outbox) = mpsc::channel::<(Bytes, oneshot::Sender<Bytes>)>(64);
+    let serving = tokio::spawn(async move {
+        while let Some(request) = inbox.recv().await {
+            replies.send(request).await.expect("open");
+        }
+    });
+    let answering = tokio::spawn(async move {
+        while let Some((body, reply)) = outbox.recv().await {
+            reply.send(body).expect("awaited");
+        }
+    });
+    let calling = tokio::spawn(async move {
+        for _ in 0..calls {
+            let (reply, answer) = oneshot::channel();
+            let body = Bytes::copy_from_slice(&BODY);
+            requests.send((body, reply)).await.expect("open");
+            assert_eq!(answer.await.expect("answered").len(), BODY.len());
+        }
+    });
+    calling.await.expect("called");
+    serving.await.expect("served");
+    answering.await.expect("answered");
 }
