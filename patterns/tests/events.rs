@@ -5,7 +5,7 @@ mod common;
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use common::{Log, SECOND, publish, take, text, transport, two_transports};
-use postrider_core::{Address, ErrorKind, HeaderValue, Message, Transport};
+use postrider_core::{Address, ErrorKind, HeaderValue, Message, Queue, Topology, Transport};
 use postrider_patterns::{
     Codec, Context, ErrorClass, Event, EventBus, HandlerError, Jitter, RawEvent, RetryPolicy,
     Running, Subscription, UnknownEvents,
@@ -355,7 +355,10 @@ async fn a_subscription_goes_on_over_a_lost_connection_and_tells_when_it_ends() 
     bus.publish(&OrderCreated { order: 1 }).await.unwrap();
     assert_eq!(seen.recv().await, Some(1));
     assert!(running.is_running());
-    transport.close(SECOND).await.unwrap();
-    let _why = running.ended().await;
+
+    let queue = Topology::new().queue(Queue::durable("billing.orders"));
+    transport.remove(&queue).await.unwrap();
+    let why = running.ended().await.unwrap_err();
+    assert_eq!(why.kind(), ErrorKind::NotFound);
     assert!(!running.is_running());
 }
