@@ -27,6 +27,10 @@ pub(super) fn behaviours() -> Vec<Behaviour> {
         ),
         Behaviour::new(window_is_honoured, &[Need::Topology, Need::Fault(Fault::HeldConfirms)]),
         Behaviour::new(
+            flush_waits_for_held_verdicts,
+            &[Need::Topology, Need::Fault(Fault::HeldConfirms)],
+        ),
+        Behaviour::new(
             confirm_can_be_awaited_again,
             &[Need::Topology, Need::Fault(Fault::HeldConfirms)],
         ),
@@ -284,4 +288,23 @@ async fn confirm_can_be_awaited_again(scene: Scene) {
     assert!(early.is_err(), "there is no verdict while the broker holds it back: {early:?}");
     scene.end(Fault::HeldConfirms).await;
     assert_eq!(scene.verdict(confirm).await, Verdict::Accepted, "a confirm awaited again");
+}
+
+async fn flush_waits_for_held_verdicts(scene: Scene) {
+    let queue = scene.queue("flush").await;
+    let publisher = scene.publisher().await;
+    scene.begin(Fault::HeldConfirms).await;
+    let mut confirms = Vec::new();
+    for n in 0..20 {
+        confirms.push(send_number(&scene, &*publisher, &queue, n).await);
+    }
+    let mut flush = Box::pin(publisher.flush());
+    let early = time::timeout(scene.quiet(), &mut flush).await;
+    assert!(early.is_err(), "a flush must wait for 20 verdicts: {early:?}");
+    scene.end(Fault::HeldConfirms).await;
+    scene.soon("a flush", flush).await.expect("every verdict came");
+    for confirm in confirms {
+        let verdict = futures_util::FutureExt::now_or_never(confirm);
+        assert_eq!(verdict, Some(Verdict::Accepted), "a verdict after a flush");
+    }
 }

@@ -171,8 +171,12 @@ async fn exclusive_queue_comes_back_after_a_loss(scene: Scene) {
     let mut events = connection.transport.events();
     let mut reader = scene.read_on(&connection.transport, &queue, 10).await;
     for epoch in 2..=3 {
+        // The queue goes with its connection, and this with it.
+        scene.publish(&queue, ["in hand"]).await;
+        let held = reader.next().await;
         connection.cut().await;
         scene.restored(&mut events, epoch).await;
+        drop(held);
         let address = Address::exchange(exchange.clone(), "order.created");
         let event = Envelope::new(address, Message::new(epoch.to_string()));
         scene.publish_envelopes([event]).await;
