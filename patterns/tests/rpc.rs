@@ -142,7 +142,7 @@ async fn a_service_that_went_away_is_noticed() {
 #[tokio::test(start_paused = true)]
 async fn a_call_past_its_timeout_leaves_nothing_and_its_reply_is_late() {
     let transport = transport();
-    let (release, replied) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let release = Arc::new(Notify::new());
     let gate = Arc::clone(&release);
     let server = RpcServer::new("math")
         .method(move |request: Double, _context| {
@@ -171,7 +171,6 @@ async fn a_call_past_its_timeout_leaves_nothing_and_its_reply_is_late() {
     assert_eq!(client.stats().in_flight, 0);
 
     release.notify_waiters();
-    drop(replied);
     server.stop(SECOND).await;
     // The replies are on their way to the client's task; a round trip through it waits for them.
     let _server = serve(&transport).await;
@@ -288,7 +287,7 @@ async fn too_many_calls_are_refused_and_not_queued() {
 #[tokio::test(start_paused = true)]
 async fn a_lost_connection_ends_pending_calls_as_unknown_and_the_client_goes_on() {
     let (ours, theirs) = two_transports();
-    let (started, waiting) = tokio::sync::mpsc::channel(1);
+    let (started, mut waiting) = tokio::sync::mpsc::channel(1);
     let server: Arc<dyn Transport> = theirs;
     let _server = RpcServer::new("math")
         .method_named("wait", move |(): (), _context| {
@@ -303,7 +302,6 @@ async fn a_lost_connection_ends_pending_calls_as_unknown_and_the_client_goes_on(
         .await
         .unwrap();
     let client = RpcClient::new(ours.clone()).await.unwrap();
-    let mut waiting = waiting;
     let (error, ()) = tokio::join!(call(&client, "wait"), async {
         waiting.recv().await.unwrap();
         ours.drop_connection();
