@@ -1,7 +1,8 @@
 //! What the example programs share: the option that picks the broker.
 
-use std::sync::Arc;
+use std::{ffi::OsStr, sync::Arc};
 
+use clap::{Arg, Command, builder::TypedValueParser, error::ErrorKind};
 use postrider::Transport;
 
 /// The option `--broker`, to be flattened into a program's own options.
@@ -9,7 +10,7 @@ use postrider::Transport;
 pub struct BrokerArgs {
     /// The broker's URL; memory:// is one inside this program
     #[arg(long = "broker", value_name = "URL", default_value = "memory://")]
-    #[arg(value_parser = broker_url)]
+    #[arg(value_parser = BrokerUrl)]
     url: String,
 }
 
@@ -30,12 +31,33 @@ impl BrokerArgs {
 }
 
 /// Refuses what no transport of this build is for, before anything is started.
-fn broker_url(text: &str) -> Result<String, String> {
-    let scheme = text.split_once("://").map(|(scheme, _)| scheme);
-    if scheme.is_some_and(|scheme| postrider::schemes().contains(&scheme)) {
-        return Ok(text.to_owned());
+#[derive(Clone)]
+struct BrokerUrl;
+
+// A plain parsing function would do, but clap prints what that refuses, and a URL may hold a
+// password.
+impl TypedValueParser for BrokerUrl {
+    type Value = String;
+
+    fn parse_ref(
+        &self,
+        command: &Command,
+        _argument: Option<&Arg>,
+        value: &OsStr,
+    ) -> Result<String, clap::Error> {
+        let possible: Vec<_> =
+            postrider::schemes().iter().map(|scheme| format!("{scheme}://")).collect();
+        let possible = possible.join(", ");
+        let problem = match value.to_str().and_then(|url| Some((url, url.split_once("://")?.0))) {
+            Some((url, scheme)) if postrider::schemes().contains(&scheme) => {
+                return Ok(url.to_owned());
+            }
+            Some((_, scheme)) => {
+                format!("this build has no transport for '{scheme}://'; it has {possible}")
+            }
+            None => format!("this is no URL of a broker; it begins with {possible}"),
+        };
+        let message = format!("--broker: {problem}\n");
+        Err(clap::Error::raw(ErrorKind::ValueValidation, message).with_cmd(command))
     }
-    let possible: Vec<_> =
-        postrider::schemes().iter().map(|scheme| format!("{scheme}://")).collect();
-    Err(format!("the URL of a broker begins with one of: {}", possible.join(", ")))
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use serde::Serialize;
 
 use crate::{
@@ -16,9 +16,12 @@ pub(crate) fn progress(orders: u64) -> ProgressBar {
     let bar = ProgressBar::new(orders);
     // A template that cannot be read would only cost the looks.
     if let Ok(style) = ProgressStyle::with_template(
-        "{msg:10}  {bar:40}  {human_pos} of {human_len} orders  {per_sec}  {eta} left",
+        "{msg:10}  {bar:40}  {human_pos} of {human_len} orders  {rate} per second  {eta} left",
     ) {
-        bar.set_style(style.progress_chars("━╸ "));
+        let rate = |state: &ProgressState, text: &mut dyn Write| {
+            let _shown_or_not = write!(text, "{:.0}", state.per_sec());
+        };
+        bar.set_style(style.with_key("rate", rate).progress_chars("━╸ "));
     }
     bar
 }

@@ -118,8 +118,8 @@ async fn a_run_that_cannot_end_says_what_is_missing() {
     let error = trade(&services, &setup, &orders).await.unwrap_err();
     assert_eq!(
         error,
-        "nothing has happened for 60 s: 1 orders are neither shipped nor refused, \
-         1 reports are not written"
+        "nothing has happened for 60 s: placed, but neither shipped nor refused: 1, \
+         reports not written: 1"
     );
 }
 

@@ -78,15 +78,15 @@ impl Trade<'_> {
     fn stalled(&self, figures: &Figures, placed: u64) -> String {
         let orders = self.orders.len() as u64;
         let missing = [
-            (orders - placed, "orders could not be placed"),
-            (placed.saturating_sub(figures.settled()), "orders are neither shipped nor refused"),
-            (figures.settled().saturating_sub(figures.emails_sent), "e-mails are not sent"),
-            (self.days - figures.reports, "reports are not written"),
+            ("orders not placed", orders - placed),
+            ("placed, but neither shipped nor refused", placed.saturating_sub(figures.settled())),
+            ("e-mails not sent", figures.settled().saturating_sub(figures.emails_sent)),
+            ("reports not written", self.days - figures.reports),
         ];
         let missing: Vec<_> = missing
             .iter()
-            .filter(|(number, _)| *number > 0)
-            .map(|(number, what)| format!("{} {what}", grouped(*number)))
+            .filter(|(_, number)| *number > 0)
+            .map(|(what, number)| format!("{what}: {}", grouped(*number)))
             .collect();
         format!(
             "nothing has happened for {} s: {}{}",
