@@ -15,7 +15,7 @@ use postrider_core::{
     Capabilities, ConsumerOptions, Env, Error, ErrorKind, Publisher, Queue, QueueInfo, Result,
     Topology, Transport,
 };
-use tokio::sync::OnceCell;
+use tokio::{sync::OnceCell, time};
 
 pub use self::reader::Reader;
 pub(crate) use self::reader::text;
@@ -252,7 +252,18 @@ impl Scene {
         swallow_left_over(self.transport().close(Duration::from_secs(1)).await)?;
         // The first connection may have been closed by the behaviour itself.
         let sweeper = self.0.broker.connect().await?.transport;
-        let removed = sweeper.remove(&declared).await;
+        let deadline = sweeper.env().now() + self.patience();
+        let removed = loop {
+            match sweeper.remove(&declared).await {
+                // A broker may take a while to see that an exclusive queue's connection is gone.
+                Err(error)
+                    if error.kind() == ErrorKind::Locked && sweeper.env().now() < deadline =>
+                {
+                    time::sleep(Duration::from_millis(50)).await;
+                }
+                outcome => break outcome,
+            }
+        };
         sweeper.close(Duration::from_secs(5)).await?;
         removed
     }

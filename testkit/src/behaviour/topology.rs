@@ -97,7 +97,7 @@ async fn inequivalent_queue_names_the_argument(scene: Scene) {
         conflicts(&scene, there, &wanted, argument).await;
     }
     let there = Queue::classic(name("kind"));
-    let wanted = Queue::durable(name("kind"));
+    let wanted = Queue::durable(name("kind")).without_delivery_limit();
     let (there, wanted) = (Topology::new().queue(there), Topology::new().queue(wanted));
     conflicts(&scene, there, &wanted, "kind").await;
     // Nobody's connection or publisher suffers from it.
