@@ -47,7 +47,7 @@ pub(crate) async fn start(
     // The service works on orders from its own event: an order that was taken is then worked on
     // even if the process dies right after it took it.
     let handling = desk.clone();
-    let subscription = Subscription::durable("order", "created")
+    let subscription = Subscription::durable("order", "incoming")
         .on(move |event: OrderCreated, context| handling.clone().settle(event.order, context))
         .concurrency(AT_ONCE);
     let running = desk.bus.subscribe(subscription).await?;
