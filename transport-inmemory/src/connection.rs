@@ -4,7 +4,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -40,13 +40,38 @@ enum Stage {
     Closed,
 }
 
+/// The stage of a connection; read for each publish, so it is one atomic number.
+#[derive(Debug)]
+struct StageCell(AtomicU8);
+
+impl StageCell {
+    const fn new(stage: Stage) -> Self {
+        Self(AtomicU8::new(stage as u8))
+    }
+
+    fn get(&self) -> Stage {
+        const ALL: [Stage; 4] = [Stage::Up, Stage::Down, Stage::Closing, Stage::Closed];
+        ALL[usize::from(self.0.load(Ordering::Acquire))]
+    }
+
+    /// Steps from one stage to another; `false` when it is at a third.
+    fn step(&self, from: Stage, to: Stage) -> bool {
+        let order = Ordering::AcqRel;
+        self.0.compare_exchange(from as u8, to as u8, order, Ordering::Acquire).is_ok()
+    }
+
+    fn set(&self, stage: Stage) {
+        self.0.store(stage as u8, Ordering::Release);
+    }
+}
+
 pub(crate) struct Connection {
     id: u64,
     url: String,
     env: Env,
     broker: Broker,
     capabilities: Capabilities,
-    stage: Mutex<Stage>,
+    stage: StageCell,
     changed: Notify,
     epoch: AtomicU64,
     events: EventSender,
@@ -93,7 +118,7 @@ impl Connection {
             env,
             broker: broker.clone(),
             capabilities: capabilities(),
-            stage: Mutex::new(Stage::Up),
+            stage: StageCell::new(Stage::Up),
             changed: Notify::new(),
             epoch: AtomicU64::new(1),
             events: EventSender::default(),
@@ -133,25 +158,16 @@ impl Connection {
 
     // State
 
-    fn stage(&self) -> Stage {
-        *locked(&self.stage)
-    }
-
-    fn set_stage(&self, stage: Stage) {
-        *locked(&self.stage) = stage;
-        self.changed.notify_waiters();
-    }
-
     /// Whether it is open and publishes are taken.
     pub(crate) fn takes_publishes(&self) -> bool {
-        self.stage() == Stage::Up && !self.broker.shared().flow().is_blocked()
+        self.stage.get() == Stage::Up && !self.broker.shared().flow().is_blocked()
     }
 
     /// Waits until the connection is there; `Closed` when it will not be.
     async fn up(&self, operation: &'static str) -> Result<()> {
         loop {
             let changed = self.changed.notified();
-            match self.stage() {
+            match self.stage.get() {
                 Stage::Up => return Ok(()),
                 Stage::Closing | Stage::Closed => {
                     return Err(Error::new(
@@ -203,7 +219,7 @@ impl Connection {
     }
 
     pub(crate) fn health(&self) -> Health {
-        let state = match self.stage() {
+        let state = match self.stage.get() {
             Stage::Up if self.broker.shared().flow().is_blocked() => ConnectionState::Blocked,
             Stage::Up | Stage::Closing => ConnectionState::Connected,
             Stage::Down => ConnectionState::Reconnecting,
@@ -378,12 +394,8 @@ impl Connection {
 
     /// The connection breaks: what it had unsettled goes back as failed, its exclusive queues go.
     pub(crate) fn lose(&self, cause: &'static str) {
-        {
-            let mut stage = locked(&self.stage);
-            if *stage != Stage::Up {
-                return;
-            }
-            *stage = Stage::Down;
+        if !self.stage.step(Stage::Up, Stage::Down) {
+            return;
         }
         let shared = self.broker.shared();
         locked(&self.record).prune(&shared.registry());
@@ -400,7 +412,7 @@ impl Connection {
 
     /// Brings back what [`lose`](Self::lose) took.
     pub(crate) fn restore(self: &Arc<Self>) {
-        if self.stage() != Stage::Down || self.broker.shared().is_stopped() {
+        if self.stage.get() != Stage::Down || self.broker.shared().is_stopped() {
             return;
         }
         let topology = locked(&self.record).topology().clone();
@@ -411,7 +423,10 @@ impl Connection {
             subscriber.resume(self);
         }
         let epoch = self.epoch.fetch_add(1, Ordering::AcqRel) + 1;
-        self.set_stage(Stage::Up);
+        // Unless it was closed meanwhile.
+        if self.stage.step(Stage::Down, Stage::Up) {
+            self.changed.notify_waiters();
+        }
         self.events.send(TransportEvent::Restored { epoch });
     }
 
@@ -429,12 +444,10 @@ impl Connection {
     // Closing
 
     pub(crate) async fn close(&self, deadline: Duration) -> Result<()> {
-        {
-            let mut stage = locked(&self.stage);
-            if matches!(*stage, Stage::Closing | Stage::Closed) {
-                return Ok(());
-            }
-            *stage = Stage::Closing;
+        let begun = self.stage.step(Stage::Up, Stage::Closing)
+            || self.stage.step(Stage::Down, Stage::Closing);
+        if !begun {
+            return Ok(());
         }
         self.changed.notify_waiters();
         let shared = self.broker.shared();
@@ -479,13 +492,14 @@ impl Connection {
         shared.flow().forget_confirms(self.id, "the transport was closed");
         self.drop_exclusive_queues();
         self.clock.abort();
-        self.set_stage(Stage::Closed);
+        self.stage.set(Stage::Closed);
+        self.changed.notify_waiters();
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        if self.stage() != Stage::Closed {
+        if self.stage.get() != Stage::Closed {
             self.finish();
         }
     }

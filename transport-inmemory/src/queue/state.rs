@@ -424,6 +424,7 @@ impl State {
         };
         self.consumers[index].cancel();
         self.collect(index);
+        effects.wakers.extend(self.consumers[index].wake());
         for entry in self.consumers[index].take_back(kept) {
             self.ready.give_back(entry);
         }
