@@ -93,8 +93,8 @@ pub struct Envelope {
     pub address: Address,
     /// What is sent.
     pub message: Message,
-    /// How long it waits before it becomes visible in its queue. Default: zero. Needs
-    /// [`Capabilities::delayed_publish`](crate::Capabilities::delayed_publish).
+    /// How long it waits before it becomes visible in its queue. Default: zero; on a delivery it is
+    /// zero. Needs [`Capabilities::delayed_publish`](crate::Capabilities::delayed_publish).
     pub delay: Duration,
 }
 

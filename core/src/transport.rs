@@ -12,7 +12,11 @@ use crate::{
 
 /// A connection to one broker, which restores itself when it is lost.
 ///
-/// It is held as `Arc<dyn Transport>`, so that a service picks its broker at run time.
+/// It is held as `Arc<dyn Transport>`, so that a service picks its broker at run time. When the last
+/// handle is dropped, its publishers and consumers included, it closes without time to drain.
+///
+/// After [`close`](Self::close) every call that needs the broker fails with
+/// [`ErrorKind::Closed`](crate::ErrorKind::Closed).
 #[async_trait]
 pub trait Transport: fmt::Debug + Send + Sync + 'static {
     /// The broker's URL without its secrets, for people.
@@ -42,7 +46,8 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
     /// arguments, [`ErrorKind::Locked`](crate::ErrorKind::Locked) for a queue exclusive to another
     /// connection, [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) for a binding whose ends do
     /// not exist, [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) for what no broker takes,
-    /// [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable).
+    /// [`ErrorKind::Unauthorized`](crate::ErrorKind::Unauthorized) for names that belong to the
+    /// broker, [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable).
     async fn declare(&self, topology: &Topology) -> Result<()>;
 
     /// Takes away the bindings, queues and exchanges of `topology`, with the messages in them.
@@ -99,7 +104,8 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
     fn health(&self) -> Health;
 
     /// Stops consuming, waits for unsettled deliveries and for verdicts up to `deadline`, and
-    /// closes. What is unsettled then goes back to its queue. A second call returns at once.
+    /// closes. What is unsettled then goes back to its queue, and so does, at once, what consumers
+    /// had in advance. A second call returns at once.
     ///
     /// # Errors
     ///

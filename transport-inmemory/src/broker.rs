@@ -7,6 +7,7 @@ use std::{
         Arc, LazyLock, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use postrider_core::{Env, Envelope, Settlement, TransportEvent, Verdict};
@@ -267,11 +268,12 @@ impl Shared {
         }
     }
 
-    /// Stores a message in each of its queues. `reclaim` is filled with messages that were
+    /// Stores a message in each of its queues, hidden for `delay`. `reclaim` is filled with messages that were
     /// acknowledged there, for their memory.
     pub(crate) fn publish(
         &self,
         envelope: &Arc<Envelope>,
+        delay: Duration,
         queues: &[Arc<Queue>],
         mut reclaim: Option<&mut Vec<Arc<Envelope>>>,
     ) -> Verdict {
@@ -281,7 +283,7 @@ impl Shared {
                 if let Some(reclaimed) = reclaim.take() {
                     state.reclaim(reclaimed);
                 }
-                state.admit(envelope.clone(), None, &self.env, effects)
+                state.admit(envelope.clone(), delay, None, &self.env, effects)
             };
             match self.update(queue, admit) {
                 Admission::Stored if verdict == Verdict::Unroutable => verdict = Verdict::Accepted,
@@ -316,7 +318,7 @@ impl Shared {
         for target in targets.iter().filter(|target| !deaths.is_cycle(&target.name)) {
             let deaths: Option<Box<Deaths>> = Some(Box::new(deaths.clone()));
             self.update(target, |state, effects| {
-                state.admit(envelope.clone(), deaths, &self.env, effects)
+                state.admit(envelope.clone(), Duration::ZERO, deaths, &self.env, effects)
             });
         }
     }

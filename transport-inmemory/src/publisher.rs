@@ -101,14 +101,16 @@ impl InMemoryPublisher {
         }
     }
 
-    fn store(&self, envelope: Envelope, permit: Option<OwnedSemaphorePermit>) -> Confirm {
+    fn store(&self, mut envelope: Envelope, permit: Option<OwnedSemaphorePermit>) -> Confirm {
         let shared = self.connection.broker().shared();
         let (route, spare) = self.route(&envelope);
         let verdict = match route {
             Route::Queues(queues) => {
+                // Whoever gets the message and sends it on does not delay it again.
+                let delay = std::mem::take(&mut envelope.delay);
                 let mut reclaimed = Vec::new();
                 let reclaim = spare.is_none().then_some(&mut reclaimed);
-                let verdict = shared.publish(&put(envelope, spare), &queues, reclaim);
+                let verdict = shared.publish(&put(envelope, spare), delay, &queues, reclaim);
                 if !reclaimed.is_empty() {
                     self.memory().spare = reclaimed;
                 }

@@ -1,11 +1,14 @@
-use std::{any::Any, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{any::Any, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
 use postrider_core::{
     Consumer, ConsumerOptions, Delivery, DeliveryInfo, Envelope, Error, ErrorKind, Result,
     Transport,
 };
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{
+    sync::{Semaphore, watch},
+    task::JoinSet,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{Count, Counters, Running, running::State};
@@ -56,14 +59,14 @@ impl Settings {
     }
 
     fn check(self) -> Result<()> {
-        if self.concurrency == 0 {
-            return Err(Error::new(
-                ErrorKind::Invalid,
-                "start",
-                "a concurrency of 0 would handle nothing; it is 1 or more",
-            ));
+        if (1..=Semaphore::MAX_PERMITS).contains(&self.concurrency) {
+            return Ok(());
         }
-        Ok(())
+        Err(Error::new(
+            ErrorKind::Invalid,
+            "start",
+            "a concurrency of 0 would handle nothing; it is 1 or more",
+        ))
     }
 }
 
@@ -105,23 +108,37 @@ async fn run<P: Process>(
     state: watch::Sender<State>,
     stop: CancellationToken,
 ) {
-    let concurrency = work.runner.settings.concurrency;
+    let places = Arc::new(Semaphore::new(work.runner.settings.concurrency));
     let mut handlers = JoinSet::new();
-    let ended = loop {
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => break None,
-            Some(_done) = handlers.join_next(), if !handlers.is_empty() => {}
-            delivery = consumer.recv(), if handlers.len() < concurrency => match delivery {
+    let ended = {
+        let mut stopped = pin!(stop.cancelled());
+        loop {
+            // A handler that ends gives its place back and wakes nobody who does not wait for it.
+            let place = tokio::select! {
+                biased;
+                () = &mut stopped => break None,
+                place = Arc::clone(&places).acquire_owned() => place,
+            };
+            let delivery = tokio::select! {
+                biased;
+                () = &mut stopped => break None,
+                delivery = consumer.recv() => delivery,
+            };
+            match delivery {
                 Some(Ok(delivery)) => {
-                    handlers.spawn(Arc::clone(&work).handle(delivery));
+                    let work = Arc::clone(&work);
+                    handlers.spawn(async move {
+                        work.handle(delivery).await;
+                        drop(place);
+                    });
                 }
                 Some(Err(error)) => {
                     tracing::error!(%error, "consuming ended");
                     break Some(Arc::new(error));
                 }
                 None => break None,
-            },
+            }
+            while handlers.try_join_next().is_some() {}
         }
     };
     // What was taken in advance goes back now, so that others need not wait for our handlers.

@@ -150,6 +150,8 @@ async fn consumer_ends_at_close(scene: Scene) {
     let closing = scene.connect().await.transport;
     let mut waiting = scene.read_on(&closing, &queue, 1).await;
     let waiting = tokio::spawn(async move { waiting.ends().await });
+    // Until it waits in `recv`, where nothing but the closing can wake it.
+    tokio::time::sleep(scene.quiet()).await;
     closing.close(GENEROUS).await.expect("closing with nothing under way");
     let ended = scene.soon("the end of a waiting consumer", waiting).await;
     let error = ended.expect("the consuming task");

@@ -91,6 +91,7 @@ async fn delay_changes_no_message(scene: Scene) {
     assert_eq!(got.message_type, sent.message_type, "its type");
     assert_eq!(got.headers.get("tenant"), sent.headers.get("tenant"), "its header");
     assert_eq!(got.ttl, None, "a delay is no time to live");
+    assert!(delivery.envelope().delay.is_zero(), "sent on, it is not delayed again");
     assert_eq!(delivery.info().attempt, 1, "waiting is no attempt: {:?}", delivery.info());
     delivery.ack();
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use postrider_core::{DeadLetter, Queue};
 
 use super::{Behaviour, Need, dead_letter::assert_dead};
-use crate::{Scene, scene::text};
+use crate::{Scene, harness::Fault, scene::text};
 
 pub(super) fn behaviours() -> Vec<Behaviour> {
     const NEEDS: &[Need] = &[Need::Topology, Need::DeliveryLimit];
@@ -22,6 +22,10 @@ pub(super) fn behaviours() -> Vec<Behaviour> {
             &[Need::Topology, Need::DeliveryLimit, Need::UncountedRelease],
         ),
         Behaviour::new(no_limit_is_no_limit, NEEDS),
+        Behaviour::new(
+            crash_loop_reaches_the_limit,
+            &[Need::Topology, Need::DeliveryLimit, Need::Fault(Fault::ConnectionLoss)],
+        ),
     ]
 }
 
@@ -137,4 +141,31 @@ async fn no_limit_is_no_limit(scene: Scene) {
         delivery.retry(Duration::ZERO);
     }
     assert_eq!(reader.bodies(1).await, ["stubborn"], "without a limit it comes for ever");
+}
+
+/// A message that kills its consumer each time is never settled, and comes to rest all the same.
+async fn crash_loop_reaches_the_limit(scene: Scene) {
+    const LIMIT: u32 = 2;
+    let (queue, dead) = limited(&scene, LIMIT).await;
+    scene.publish(&queue, ["poison"]).await;
+    let victim = scene.connect().await;
+    let mut losses = victim.transport.events();
+    // Two consumers: what one loses with the connection must not count as a try of the other.
+    let mut one = scene.read_on(&victim.transport, &queue, 1).await;
+    let mut other = scene.read_on(&victim.transport, &queue, 1).await;
+    for attempt in 1..=LIMIT + 1 {
+        let delivery = tokio::select! {
+            delivery = one.next() => delivery,
+            delivery = other.next() => delivery,
+        };
+        assert_eq!(delivery.info().attempt, attempt, "tries so far: {:?}", delivery.info());
+        victim.cut().await;
+        scene.restored(&mut losses, u64::from(attempt) + 1).await;
+        // It belongs to a connection that is gone.
+        drop(delivery);
+    }
+    let grave = scene.read(&dead, 1).await.next().await;
+    assert_dead(&grave, &queue, "delivery_limit");
+    grave.ack();
+    scene.settles_at(&queue, 0).await;
 }

@@ -10,6 +10,7 @@ pub(super) fn behaviours() -> Vec<Behaviour> {
     vec![
         Behaviour::new(prefetch_bounds_what_is_unsettled, NEEDS),
         Behaviour::new(every_settlement_makes_room, NEEDS),
+        Behaviour::new(settling_elsewhere_wakes_a_waiting_consumer, NEEDS),
         Behaviour::new(prefetch_is_each_consumers_own, NEEDS),
         Behaviour::new(unread_consumer_takes_its_prefetch_only, NEEDS),
         Behaviour::new(idle_consumers_take_turns, NEEDS),
@@ -66,6 +67,21 @@ async fn every_settlement_makes_room(scene: Scene) {
         }
     }
     assert_eq!(seen, ["0", "1", "2", "2", "3", "4"], "with prefetch 1 one comes at a time");
+}
+
+async fn settling_elsewhere_wakes_a_waiting_consumer(scene: Scene) {
+    for prefetch in [1_u16, 3, 40] {
+        let queue = scene.queue(&format!("woken-{prefetch}")).await;
+        scene.publish(&queue, numbers(usize::from(prefetch) + 1)).await;
+        let mut reader = scene.read(&queue, prefetch).await;
+        let held = reader.take(usize::from(prefetch)).await;
+        let waiting = tokio::spawn(async move { text(&reader.next().await) });
+        // It waits in `recv`, and nobody but the settlements below can wake it.
+        tokio::time::sleep(scene.quiet()).await;
+        held.into_iter().for_each(Delivery::ack);
+        let next = scene.soon("the delivery that there is room for", waiting).await;
+        assert_eq!(next.expect("the waiting task"), prefetch.to_string(), "prefetch {prefetch}");
+    }
 }
 
 async fn prefetch_is_each_consumers_own(scene: Scene) {

@@ -153,6 +153,7 @@ impl State {
     pub(crate) fn admit(
         &mut self,
         envelope: Arc<Envelope>,
+        delay: Duration,
         deaths: Option<Box<Deaths>>,
         env: &Env,
         effects: &mut Effects,
@@ -164,7 +165,6 @@ impl State {
             return Admission::Refused;
         }
         self.unreported += ENTRY_BYTES + envelope.message.body.len() as isize;
-        let delay = envelope.delay;
         let entry = Entry {
             priority: self.priority(&envelope),
             position: 0,
