@@ -176,7 +176,7 @@ impl EchoService {
             .start(&transport)
             .await
             .expect("served");
-        Self { client: RpcClient::new(transport).await.expect("connected"), _server: server }
+        Self { client: RpcClient::new(&transport).await.expect("connected"), _server: server }
     }
 
     /// Makes `calls` calls, one after the other.

@@ -34,7 +34,7 @@
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let transport: Arc<dyn Transport> = Arc::new(InMemory::connect("memory://")?);
-//! let bus = EventBus::new(transport).await?;
+//! let bus = EventBus::new(&transport).await?;
 //! let subscription = Subscription::durable("mailer", "welcome")
 //!     .on(|event: UserRegistered, context| async move {
 //!         println!("welcome, {}, at try {}", event.name, context.attempt());

@@ -50,7 +50,7 @@ fn billing() -> Subscription {
 }
 
 async fn bus(transport: &Arc<dyn Transport>) -> EventBus {
-    EventBus::new(Arc::clone(transport)).await.unwrap()
+    EventBus::new(&transport).await.unwrap()
 }
 
 #[tokio::test(start_paused = true)]
@@ -251,7 +251,7 @@ async fn both_codecs_and_plain_clients_meet_on_one_queue() {
     let (subscription, mut seen) = seeing(billing().concurrency(1));
     let _running = bus(&transport).await.subscribe(subscription).await.unwrap();
     for (order, codec) in [(1, Codec::Json), (2, Codec::MessagePack)] {
-        let bus = EventBus::builder(Arc::clone(&transport)).codec(codec);
+        let bus = EventBus::builder(&transport).codec(codec);
         let bus = bus.connect().await.unwrap();
         bus.publish(&OrderCreated { order }).await.unwrap();
         assert_eq!(seen.recv().await, Some(order));

@@ -2,7 +2,6 @@
 
 mod common;
 
-use std::sync::Arc;
 
 use common::{START, declare_queue, deliver, take, text, transport};
 use postrider_core::{Address, Binding, Exchange, Message, Queue, Topology};
@@ -80,7 +79,7 @@ async fn an_rpc_request() {
     for codec in BOTH {
         let transport = transport();
         declare_queue(&*transport, Queue::classic("rpc_inventory")).await;
-        let client = RpcClient::builder(Arc::clone(&transport)).codec(codec);
+        let client = RpcClient::builder(&transport).codec(codec);
         let client = client.connect().await.unwrap();
         // The consumer must be there before the call, or nobody serves it.
         let request = deliver(&*transport, "rpc_inventory");
@@ -177,7 +176,7 @@ async fn rpc_replies() {
 async fn an_event() {
     for codec in BOTH {
         let transport = transport();
-        let bus = EventBus::builder(Arc::clone(&transport)).codec(codec);
+        let bus = EventBus::builder(&transport).codec(codec);
         let bus = bus.source("order").connect().await.unwrap();
         let topology = Topology::new()
             .exchange(Exchange::topic("event_bus"))
@@ -213,7 +212,7 @@ async fn an_event() {
 async fn a_task() {
     for codec in BOTH {
         let transport = transport();
-        let tasks = WorkQueue::builder(Arc::clone(&transport)).codec(codec);
+        let tasks = WorkQueue::builder(&transport).codec(codec);
         let tasks = tasks.connect().await.unwrap();
         let email = SendEmail { to: "ann@example.org".to_owned() };
         let urgent = SubmitOptions::default().with_priority(9);

@@ -55,7 +55,7 @@ async fn a_call_gets_its_reply_in_either_codec() {
     let transport = transport();
     let _server = serve(&transport).await;
     for codec in [Codec::MessagePack, Codec::Json] {
-        let client = RpcClient::builder(Arc::clone(&transport)).codec(codec);
+        let client = RpcClient::builder(&transport).codec(codec);
         let client = client.connect().await.unwrap();
         let reply = client.call("math", &Double { number: 21 }).await;
         assert_eq!(reply.unwrap(), 42);
@@ -67,7 +67,7 @@ async fn a_call_gets_its_reply_in_either_codec() {
 async fn a_thousand_calls_at_once_each_get_their_own_reply() {
     let transport = transport();
     let _server = serve(&transport).await;
-    let client = RpcClient::new(transport).await.unwrap();
+    let client = RpcClient::new(&transport).await.unwrap();
     let replies: Vec<_> = stream::iter(0..1_000)
         .map(|number| {
             let client = client.clone();
@@ -88,7 +88,7 @@ async fn a_thousand_calls_at_once_each_get_their_own_reply() {
 async fn failures_come_back_as_what_they_are() {
     let transport = transport();
     let _server = serve(&transport).await;
-    let client = RpcClient::new(transport).await.unwrap();
+    let client = RpcClient::new(&transport).await.unwrap();
 
     let unknown = call(&client, "halve").await;
     assert_eq!((unknown.class(), unknown.code()), (ErrorClass::Unsupported, "UNKNOWN_METHOD"));
@@ -112,7 +112,7 @@ async fn failures_come_back_as_what_they_are() {
 #[tokio::test(start_paused = true)]
 async fn nobody_serving_is_told_at_once() {
     let transport = transport();
-    let client = RpcClient::new(Arc::clone(&transport)).await.unwrap();
+    let client = RpcClient::new(&transport).await.unwrap();
     let before = transport.env().now();
     let no_queue = client.call("math", &Double { number: 1 }).await;
     assert!(matches!(no_queue, Err(RpcError::Unavailable { .. })));
@@ -129,7 +129,7 @@ async fn nobody_serving_is_told_at_once() {
 async fn a_service_that_went_away_is_noticed() {
     let transport = transport();
     let server = serve(&transport).await;
-    let client = RpcClient::new(Arc::clone(&transport)).await.unwrap();
+    let client = RpcClient::new(&transport).await.unwrap();
     client.call("math", &Double { number: 1 }).await.unwrap();
     server.stop(SECOND).await;
     tokio::time::advance(5 * SECOND).await;
@@ -155,7 +155,7 @@ async fn a_call_past_its_timeout_leaves_nothing_and_its_reply_is_late() {
         .start(&transport)
         .await
         .unwrap();
-    let client = RpcClient::new(Arc::clone(&transport)).await.unwrap();
+    let client = RpcClient::new(&transport).await.unwrap();
     let options = CallOptions::default().with_timeout(2 * SECOND);
     let before = transport.env().now();
     let error = client.call_with("math", &Double { number: 1 }, options).await.unwrap_err();
@@ -265,7 +265,7 @@ async fn too_many_calls_are_refused_and_not_queued() {
         .start(&transport)
         .await
         .unwrap();
-    let client = RpcClient::builder(transport).max_in_flight(2);
+    let client = RpcClient::builder(&transport).max_in_flight(2);
     let client = client.connect().await.unwrap();
     let request = Double { number: 1 };
     let (one, two) = (client.call("math", &request), client.call("math", &request));
@@ -301,7 +301,8 @@ async fn a_lost_connection_ends_pending_calls_as_unknown_and_the_client_goes_on(
         .start(&server)
         .await
         .unwrap();
-    let client = RpcClient::new(ours.clone()).await.unwrap();
+    let transport: Arc<dyn Transport> = ours.clone();
+    let client = RpcClient::new(&transport).await.unwrap();
     let (error, ()) = tokio::join!(call(&client, "wait"), async {
         waiting.recv().await.unwrap();
         ours.drop_connection();
@@ -313,7 +314,7 @@ async fn a_lost_connection_ends_pending_calls_as_unknown_and_the_client_goes_on(
 #[tokio::test(start_paused = true)]
 async fn a_closed_transport_ends_calls_with_an_error() {
     let transport = transport();
-    let client = RpcClient::new(Arc::clone(&transport)).await.unwrap();
+    let client = RpcClient::new(&transport).await.unwrap();
     transport.close(SECOND).await.unwrap();
     let error = client.call("math", &Double { number: 1 }).await.unwrap_err();
     assert!(matches!(error, RpcError::Transport(_)), "{error}");
@@ -322,7 +323,7 @@ async fn a_closed_transport_ends_calls_with_an_error() {
 #[tokio::test(start_paused = true)]
 async fn a_nested_call_keeps_to_the_deadline_of_its_parent() {
     let transport = transport();
-    let client = RpcClient::new(Arc::clone(&transport)).await.unwrap();
+    let client = RpcClient::new(&transport).await.unwrap();
     let nested = client.clone();
     let log = Log::default();
     let seen = log.clone();

@@ -2,7 +2,6 @@
 
 mod common;
 
-use std::sync::Arc;
 
 use common::{Log, SECOND, publish, take, text, transport};
 use postrider_core::{Address, ErrorKind, HeaderValue, Message};
@@ -46,7 +45,7 @@ fn steady() -> RetryPolicy {
 #[tokio::test(start_paused = true)]
 async fn tasks_wait_for_their_first_worker_and_go_by_priority() {
     let transport = transport();
-    let tasks = WorkQueue::new(Arc::clone(&transport)).await.unwrap();
+    let tasks = WorkQueue::new(&transport).await.unwrap();
     for (to, priority) in [(1, 1), (2, 9), (3, 1), (4, 9), (5, 5)] {
         let options = SubmitOptions::default().with_priority(priority);
         tasks.submit_with(&Email { to }, options).await.unwrap();
@@ -62,7 +61,7 @@ async fn tasks_wait_for_their_first_worker_and_go_by_priority() {
 #[tokio::test(start_paused = true)]
 async fn a_delayed_task_comes_when_its_time_has_come() {
     let transport = transport();
-    let tasks = WorkQueue::new(Arc::clone(&transport)).await.unwrap();
+    let tasks = WorkQueue::new(&transport).await.unwrap();
     let (worker, mut sent) = sending();
     let _running = worker.start(&transport).await.unwrap();
     let before = transport.env().now();
@@ -78,7 +77,7 @@ async fn a_delayed_task_comes_when_its_time_has_come() {
 #[tokio::test(start_paused = true)]
 async fn a_failed_task_is_tried_again() {
     let transport = transport();
-    let tasks = WorkQueue::new(Arc::clone(&transport)).await.unwrap();
+    let tasks = WorkQueue::new(&transport).await.unwrap();
     let (sender, mut sent) = mpsc::channel(1);
     let worker = Worker::new("email")
         .on(move |task: Email, context: Context| {
@@ -102,7 +101,7 @@ async fn a_failed_task_is_tried_again() {
 #[tokio::test(start_paused = true)]
 async fn a_task_that_panics_is_bounded() {
     let transport = transport();
-    let tasks = WorkQueue::new(Arc::clone(&transport)).await.unwrap();
+    let tasks = WorkQueue::new(&transport).await.unwrap();
     let worker = Worker::new("email").on(|task: Email, _context| async move {
         assert!(task.to > 1, "nobody is {}", task.to);
         Ok(())
@@ -149,7 +148,7 @@ async fn unknown_and_undecodable_tasks_are_kept_with_the_reason() {
 #[tokio::test(start_paused = true)]
 async fn an_expired_task_is_kept_too() {
     let transport = transport();
-    let tasks = WorkQueue::new(Arc::clone(&transport)).await.unwrap();
+    let tasks = WorkQueue::new(&transport).await.unwrap();
     let soon = SubmitOptions::default().with_ttl(SECOND);
     let id = tasks.submit_with(&Email { to: 1 }, soon).await.unwrap();
     let dead = take(&*transport, "dead_letter_email").await;
@@ -159,7 +158,7 @@ async fn an_expired_task_is_kept_too() {
 #[tokio::test(start_paused = true)]
 async fn stopping_drains_and_gives_the_rest_back() {
     let transport = transport();
-    let tasks = WorkQueue::new(Arc::clone(&transport)).await.unwrap();
+    let tasks = WorkQueue::new(&transport).await.unwrap();
     let started = Log::default();
     let log = started.clone();
     let (begun, mut beginning) = mpsc::channel(10);
@@ -206,7 +205,7 @@ async fn stopping_drains_and_gives_the_rest_back() {
 #[tokio::test(start_paused = true)]
 async fn dropping_the_handle_gives_the_messages_back_at_once() {
     let transport = transport();
-    let tasks = WorkQueue::new(Arc::clone(&transport)).await.unwrap();
+    let tasks = WorkQueue::new(&transport).await.unwrap();
     let (begun, mut beginning) = mpsc::channel(1);
     let worker = Worker::new("email").on(move |_task: Email, _context| {
         let begun = begun.clone();
@@ -226,7 +225,7 @@ async fn dropping_the_handle_gives_the_messages_back_at_once() {
 #[tokio::test(start_paused = true)]
 async fn a_dead_letter_that_cannot_be_kept_is_not_lost() {
     let transport = transport();
-    let tasks = WorkQueue::new(Arc::clone(&transport)).await.unwrap();
+    let tasks = WorkQueue::new(&transport).await.unwrap();
     let worker = Worker::new("email")
         .on(|_task: Email, _context| async { Err(HandlerError::invalid("never")) });
     let running = worker.start(&transport).await.unwrap();
@@ -250,7 +249,7 @@ async fn both_codecs_meet_on_one_queue() {
     let (worker, mut sent) = sending();
     let _running = worker.start(&transport).await.unwrap();
     for (to, codec) in [(1, Codec::Json), (2, Codec::MessagePack)] {
-        let tasks = WorkQueue::builder(Arc::clone(&transport)).codec(codec);
+        let tasks = WorkQueue::builder(&transport).codec(codec);
         let tasks = tasks.connect().await.unwrap();
         tasks.submit(&Email { to }).await.unwrap();
         assert_eq!(sent.recv().await, Some(to));
@@ -278,7 +277,7 @@ async fn workers_that_cannot_work_are_refused() {
 #[tokio::test(start_paused = true)]
 async fn a_closed_transport_refuses_tasks() {
     let transport = transport();
-    let tasks = WorkQueue::new(Arc::clone(&transport)).await.unwrap();
+    let tasks = WorkQueue::new(&transport).await.unwrap();
     transport.close(SECOND).await.unwrap();
     let error = tasks.submit(&Email { to: 1 }).await.unwrap_err();
     assert!(matches!(error, PublishError::Transport(error) if error.kind() == ErrorKind::Closed));

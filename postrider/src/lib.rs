@@ -24,7 +24,7 @@
 //!     .start(&transport)
 //!     .await?;
 //!
-//! let client = RpcClient::new(transport).await?;
+//! let client = RpcClient::new(&transport).await?;
 //! let greeting = client.call("greeter", &Greet { name: "Ada".into() }).await?;
 //! assert_eq!(greeting, "Hello, Ada!");
 //! # Ok(()) }

@@ -75,10 +75,23 @@ impl InMemory {
         self.0.broker()
     }
 
-    /// Loses the connection, as by a network failure, and restores it at once. What it had
-    /// unsettled comes again, counted as failed; its exclusive queues are made anew and are empty.
+    /// Loses the connection, as by a network failure, and restores it at once. See
+    /// [`lose_connection`](Self::lose_connection).
     pub fn drop_connection(&self) {
+        self.lose_connection();
+        self.restore_connection();
+    }
+
+    /// Loses the connection until [`restore_connection`](Self::restore_connection). What it had
+    /// unsettled comes again, counted as failed; its exclusive queues go with what is in them;
+    /// verdicts that are held back are `Unknown`; sends wait.
+    pub fn lose_connection(&self) {
         self.0.lose("the connection was dropped");
+    }
+
+    /// Brings the connection back with what it declared and its consumers; its exclusive queues are
+    /// made anew and are empty.
+    pub fn restore_connection(&self) {
         self.0.restore();
     }
 }

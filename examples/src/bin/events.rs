@@ -29,7 +29,7 @@ impl Event for UserRegistered {
 async fn main() -> Result<(), Box<dyn Error>> {
     let Args { broker } = Args::parse();
     let transport = broker.connect().await?;
-    let bus = EventBus::new(transport.clone()).await?;
+    let bus = EventBus::new(&transport).await?;
     // Only for this program: it ends when both handlers have told what they heard.
     let (tell, mut told) = mpsc::channel(8);
 

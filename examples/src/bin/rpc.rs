@@ -44,7 +44,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     // Its caller.
     let transport = broker.connect().await?;
-    let client = RpcClient::new(transport.clone()).await?;
+    let client = RpcClient::new(&transport).await?;
 
     let yen = client.call("bank", &Change { cents: 1_000, into: "yen".into() }).await?;
     println!("$10.00 are {yen} yen");

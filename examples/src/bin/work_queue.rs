@@ -54,7 +54,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .start(&transport)
         .await?;
 
-    let queue = WorkQueue::new(transport.clone()).await?;
+    let queue = WorkQueue::new(&transport).await?;
     let tasks = ["sun.png", "moon.png", "notes.txt"].map(|file| ResizeImage { file: file.into() });
     queue.submit_all(&tasks).await?;
     for _ in 0..2 {

@@ -45,14 +45,14 @@ impl EventBus {
     /// # Errors
     ///
     /// As [`EventBusBuilder::connect`].
-    pub async fn new(transport: Arc<dyn Transport>) -> Result<Self> {
+    pub async fn new(transport: &Arc<dyn Transport>) -> Result<Self> {
         Self::builder(transport).connect().await
     }
 
     /// A bus to be set up.
-    pub fn builder(transport: Arc<dyn Transport>) -> EventBusBuilder {
+    pub fn builder(transport: &Arc<dyn Transport>) -> EventBusBuilder {
         EventBusBuilder {
-            transport,
+            transport: Arc::clone(transport),
             naming: Naming::default(),
             codec: Codec::default(),
             limits: Limits::default(),
@@ -195,7 +195,7 @@ impl Inner {
             By::Broker => Queue::durable(queue.clone())
                 .with_delivery_limit(subscription.delivery_limit)
                 .with_dead_letter(dead_letter_route(&self.naming, &parked_as)),
-            By::Process => Queue::exclusive(queue.clone()),
+            By::Process => Queue::exclusive(queue.clone()).auto_delete(),
         };
         let mut topology = dead_letter_topology(&self.naming, &parked_as)
             .exchange(Exchange::topic(self.exchange.clone()))

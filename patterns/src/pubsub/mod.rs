@@ -25,7 +25,7 @@
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let transport: Arc<dyn Transport> = Arc::new(InMemory::connect("memory://")?);
-//! let bus = EventBus::new(transport).await?;
+//! let bus = EventBus::new(&transport).await?;
 //! let (seen, mut orders) = tokio::sync::mpsc::channel(8);
 //! let running = bus
 //!     .subscribe(Subscription::durable("billing", "orders").on(

@@ -90,14 +90,14 @@ impl RpcClient {
     /// # Errors
     ///
     /// As [`RpcClientBuilder::connect`].
-    pub async fn new(transport: Arc<dyn Transport>) -> Result<Self> {
+    pub async fn new(transport: &Arc<dyn Transport>) -> Result<Self> {
         Self::builder(transport).connect().await
     }
 
     /// A client to be set up.
-    pub fn builder(transport: Arc<dyn Transport>) -> RpcClientBuilder {
+    pub fn builder(transport: &Arc<dyn Transport>) -> RpcClientBuilder {
         RpcClientBuilder {
-            transport,
+            transport: Arc::clone(transport),
             name: "client".to_owned(),
             naming: Naming::default(),
             codec: Codec::default(),
@@ -336,7 +336,7 @@ impl RpcClientBuilder {
         let transport = self.transport;
         let id = transport.env().new_id().to_string();
         let reply_to = self.naming.reply_queue(&self.name, &id);
-        let replies = Topology::new().queue(Queue::exclusive(reply_to.clone()));
+        let replies = Topology::new().queue(Queue::exclusive(reply_to.clone()).auto_delete());
         transport.declare(&replies).await?;
         let publisher = transport.publisher(PublisherOptions::default()).await?;
         // Before the consumer, so that no loss of it is missed.

@@ -36,7 +36,7 @@
 //!     .start(&transport)
 //!     .await?;
 //!
-//! let client = RpcClient::new(transport).await?;
+//! let client = RpcClient::new(&transport).await?;
 //! let left = client.call("inventory", &Reserve { sku: "cd-1".into(), quantity: 3 }).await?;
 //! assert_eq!(left, 17);
 //! server.stop(Duration::from_secs(5)).await;

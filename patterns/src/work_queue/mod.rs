@@ -24,7 +24,7 @@
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let transport: Arc<dyn Transport> = Arc::new(InMemory::connect("memory://")?);
-//! let tasks = WorkQueue::new(Arc::clone(&transport)).await?;
+//! let tasks = WorkQueue::new(&transport).await?;
 //! tasks.submit(&SendEmail { to: "ann@example.org".into() }).await?;
 //! let urgent = SubmitOptions::default().with_priority(9);
 //! tasks.submit_with(&SendEmail { to: "ben@example.org".into() }, urgent).await?;

@@ -91,14 +91,14 @@ impl WorkQueue {
     /// # Errors
     ///
     /// As [`WorkQueueBuilder::connect`].
-    pub async fn new(transport: Arc<dyn Transport>) -> Result<Self> {
+    pub async fn new(transport: &Arc<dyn Transport>) -> Result<Self> {
         Self::builder(transport).connect().await
     }
 
     /// A work queue to be set up.
-    pub fn builder(transport: Arc<dyn Transport>) -> WorkQueueBuilder {
+    pub fn builder(transport: &Arc<dyn Transport>) -> WorkQueueBuilder {
         WorkQueueBuilder {
-            transport,
+            transport: Arc::clone(transport),
             naming: Naming::default(),
             codec: Codec::default(),
             limits: Limits::default(),

@@ -28,7 +28,7 @@ pub(crate) async fn start(
     transport: &Arc<dyn Transport>,
     setup: &Setup,
 ) -> postrider::Result<[Running; 2]> {
-    let tasks = WorkQueue::builder(Arc::clone(transport)).codec(setup.codec).connect().await?;
+    let tasks = WorkQueue::builder(transport).codec(setup.codec).connect().await?;
     let outbox = Arc::new(Book::new(setup.board.clone()));
     let sending = Notification { tasks, outbox, setup: setup.clone() };
     let (shipped, refused) = (sending.clone(), sending.clone());
@@ -45,7 +45,7 @@ pub(crate) async fn start(
             let news = News::Refused { reason: event.reason };
             refused.clone().tell(event.order, news, context)
         });
-    let bus = EventBus::new(Arc::clone(transport)).await?;
+    let bus = EventBus::new(transport).await?;
     Ok([bus.subscribe(subscription).await?, worker])
 }
 

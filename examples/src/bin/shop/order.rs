@@ -36,8 +36,8 @@ pub(crate) async fn start(
     transport: &Arc<dyn Transport>,
     setup: &Setup,
 ) -> postrider::Result<(OrderDesk, Running)> {
-    let events = EventBus::builder(Arc::clone(transport)).codec(setup.codec).source("order");
-    let client = RpcClient::builder(Arc::clone(transport)).codec(setup.codec).name("order");
+    let events = EventBus::builder(transport).codec(setup.codec).source("order");
+    let client = RpcClient::builder(transport).codec(setup.codec).name("order");
     let desk = OrderDesk {
         bus: events.connect().await?,
         services: client.connect().await?,

@@ -48,7 +48,7 @@ pub(crate) async fn start(
         sheets.entry(order.day).or_default().open += 1;
     }
     let reporting = Sales {
-        tasks: WorkQueue::builder(Arc::clone(transport)).codec(setup.codec).connect().await?,
+        tasks: WorkQueue::builder(transport).codec(setup.codec).connect().await?,
         known: Arc::new(Book::new(setup.board.clone())),
         sheets: Arc::new(Mutex::new(sheets)),
         setup: setup.clone(),
@@ -64,7 +64,7 @@ pub(crate) async fn start(
         .on(move |event: OrderRefused, context| {
             refused.clone().record(event.order, false, context)
         });
-    let bus = EventBus::new(Arc::clone(transport)).await?;
+    let bus = EventBus::new(transport).await?;
     Ok([bus.subscribe(subscription).await?, worker])
 }
 

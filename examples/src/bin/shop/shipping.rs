@@ -22,7 +22,7 @@ pub(crate) async fn start(
     transport: &Arc<dyn Transport>,
     setup: &Setup,
 ) -> postrider::Result<Running> {
-    let events = EventBus::builder(Arc::clone(transport)).codec(setup.codec).source("shipping");
+    let events = EventBus::builder(transport).codec(setup.codec).source("shipping");
     let bus = events.connect().await?;
     let shipped = Arc::new(Book::new(setup.board.clone()));
     let shipping = Shipping { bus: bus.clone(), shipped, setup: setup.clone() };

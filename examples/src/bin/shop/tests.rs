@@ -91,7 +91,7 @@ async fn what_comes_twice_and_what_others_left_is_told_apart() {
     let (orders, setup) = (orders(25), setup());
     let (connections, _) = connections("memory://left");
     let services = Services::start(connections, &setup, &orders).await.unwrap();
-    let bus = EventBus::new(postrider::connect("memory://left").await.unwrap()).await.unwrap();
+    let bus = EventBus::new(&postrider::connect("memory://left").await.unwrap()).await.unwrap();
     let stranger = Order { id: OrderId::new("another", 1), ..orders[0].clone() };
     bus.publish(&OrderCreated { order: stranger.clone() }).await.unwrap();
     bus.publish(&OrderPaid { order: stranger }).await.unwrap();
