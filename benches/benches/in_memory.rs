@@ -3,7 +3,10 @@
 //! `cargo bench -p postrider-benches --bench in_memory`
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use postrider_benches::{Broker, EchoService, call_through_channels, pass_through_channel};
+use postrider_benches::{
+    Broker, EchoService, call_through_channels, call_through_channels_with_codec,
+    pass_through_channel,
+};
 use tokio::runtime::{Builder, Runtime};
 
 const MESSAGES: u64 = 200_000;
@@ -50,6 +53,9 @@ fn round_trip(criterion: &mut Criterion) {
     group.throughput(Throughput::Elements(CALLS)).sample_size(15);
     group.bench_function("two channels and a oneshot", |bench| {
         bench.to_async(&runtime).iter(|| call_through_channels(CALLS));
+    });
+    group.bench_function("the same with codec, task and time limit", |bench| {
+        bench.to_async(&runtime).iter(|| call_through_channels_with_codec(CALLS));
     });
     group.bench_function("RPC on the in-memory broker", |bench| {
         bench.to_async(&runtime).iter(|| service.call(CALLS));

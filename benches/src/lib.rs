@@ -1,17 +1,21 @@
 //! The workloads that are measured, each beside its twin: the same work on what Postrider is built
 //! on.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use chrono::SecondsFormat;
 use futures_util::future::join_all;
 use postrider_core::{
-    Address, ConsumerOptions, Envelope, Message, PublisherOptions, Queue, Topology, Transport,
+    Address, ConsumerOptions, Env, Envelope, Message, PublisherOptions, Queue, Topology, Transport,
 };
-use postrider_patterns::{Request, RpcClient, RpcServer, Running};
+use postrider_patterns::{Codec, Request, RpcClient, RpcServer, Running};
 use postrider_transport_inmemory::InMemory;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
 
 /// The body of every message: 256 bytes.
 /// It is copied for each, as a program makes a new body for each message.
@@ -197,7 +201,73 @@ impl EchoService {
     }
 }
 
-/// The twin of a call: two channels and a oneshot for each reply.
+/// The request on the wire of the twin: what Postrider sends too.
+#[derive(Serialize, Deserialize)]
+struct EchoBody {
+    method: String,
+    params: Echo,
+    timestamp: String,
+}
+
+/// The reply on the wire of the twin.
+#[derive(Serialize, Deserialize)]
+struct EchoReply {
+    status: String,
+    data: Bytes,
+}
+
+/// The twin of a call that does the same work: two channels and a oneshot, with both messages
+/// encoded and decoded, a handler that is a task of its own, and a time limit on the call.
+///
+/// # Panics
+///
+/// When a message is lost.
+pub async fn call_through_channels_with_codec(calls: u64) {
+    const LIMIT: Duration = Duration::from_secs(30);
+    let codec = Codec::MessagePack;
+    let (requests, mut inbox) = mpsc::channel::<(Bytes, oneshot::Sender<Bytes>)>(64);
+    let (replies, mut outbox) = mpsc::channel::<(Bytes, oneshot::Sender<Bytes>)>(64);
+    let serving = tokio::spawn(async move {
+        while let Some((body, reply)) = inbox.recv().await {
+            let replies = replies.clone();
+            tokio::spawn(async move {
+                let request: EchoBody =
+                    Codec::decode(Some(codec.content_type()), &body).expect("decoded");
+                assert_eq!(request.method, Echo::METHOD);
+                let answer = EchoReply { status: "success".into(), data: request.params.body };
+                let body = codec.encode(&answer).expect("encoded");
+                replies.send((body, reply)).await.expect("open");
+            });
+        }
+    });
+    let answering = tokio::spawn(async move {
+        while let Some((body, reply)) = outbox.recv().await {
+            reply.send(body).expect("awaited");
+        }
+    });
+    let env = Env::system();
+    let calling = tokio::spawn(async move {
+        for _ in 0..calls {
+            let request = EchoBody {
+                method: Echo::METHOD.into(),
+                params: Echo { body: Bytes::copy_from_slice(&BODY) },
+                timestamp: env.timestamp().to_rfc3339_opts(SecondsFormat::Millis, true),
+            };
+            let body = codec.encode(&request).expect("encoded");
+            let (reply, answer) = oneshot::channel();
+            requests.send((body, reply)).await.expect("open");
+            let body = timeout(LIMIT, answer).await.expect("in time").expect("answered");
+            let reply: EchoReply =
+                Codec::decode(Some(codec.content_type()), &body).expect("decoded");
+            assert_eq!(reply.data.len(), BODY.len());
+        }
+    });
+    calling.await.expect("called");
+    serving.await.expect("served");
+    answering.await.expect("answered");
+}
+
+/// The barest twin of a call: two channels and a oneshot for each reply.
 ///
 /// # Panics
 ///
