@@ -4,26 +4,23 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU8, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use postrider_core::{
-    Action, Capabilities, ConnectionState, ConsumerHealth, ConsumerOptions, Delay, Difference,
-    Entity, Env, Error, ErrorKind, EventSender, Health, Plan, QueueInfo, ReplyMode, Result, Step,
-    Topology, TransportEvent,
+    Capabilities, ConnectionState, ConsumerHealth, ConsumerOptions, Delay, Env, Error, ErrorKind,
+    EventSender, Health, ReplyMode, Result, TransportEvent,
 };
 use tokio::{runtime::Handle, sync::Notify, task::AbortHandle, time::timeout};
 
 use crate::{
     broker::{Broker, Shared},
     consumer::{Stay, Subscriber},
-    queue::Queue,
     record::Record,
-    registry::Registry,
     roster::Roster,
-    rules,
+    stage::{Stage, StageCell},
 };
 
 /// How long a call other than a publish waits for a lost connection.
@@ -31,39 +28,6 @@ const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The largest body: RabbitMQ's default, 16 MiB.
 const MAX_MESSAGE_SIZE: u64 = 16 * 1024 * 1024;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    Up,
-    Down,
-    Closing,
-    Closed,
-}
-
-/// The stage of a connection; read for each publish, so it is one atomic number.
-#[derive(Debug)]
-struct StageCell(AtomicU8);
-
-impl StageCell {
-    const fn new(stage: Stage) -> Self {
-        Self(AtomicU8::new(stage as u8))
-    }
-
-    fn get(&self) -> Stage {
-        const ALL: [Stage; 4] = [Stage::Up, Stage::Down, Stage::Closing, Stage::Closed];
-        ALL[usize::from(self.0.load(Ordering::Acquire))]
-    }
-
-    /// Steps from one stage to another; `false` when it is at a third.
-    fn step(&self, from: Stage, to: Stage) -> bool {
-        let order = Ordering::AcqRel;
-        self.0.compare_exchange(from as u8, to as u8, order, Ordering::Acquire).is_ok()
-    }
-
-    fn set(&self, stage: Stage) {
-        self.0.store(stage as u8, Ordering::Release);
-    }
-}
 
 pub(crate) struct Connection {
     id: u64,
@@ -91,10 +55,6 @@ impl fmt::Debug for Connection {
             .field("url", &self.url)
             .finish_non_exhaustive()
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Connection {
@@ -146,6 +106,11 @@ impl Connection {
 
     pub(crate) const fn broker(&self) -> &Broker {
         &self.broker
+    }
+
+    /// What it declared, to be restored.
+    pub(crate) fn record(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) const fn capabilities(&self) -> &Capabilities {
@@ -237,132 +202,6 @@ impl Connection {
         Health::new(state, consumers)
     }
 
-    // Topology
-
-    /// Finds a queue that this connection may use.
-    pub(crate) fn queue(
-        &self,
-        registry: &Registry,
-        operation: &'static str,
-        name: &str,
-    ) -> Result<Option<Arc<Queue>>> {
-        match registry.queue(name) {
-            Some(queue) if queue.owner.is_some_and(|owner| owner != self.id) => Err(Error::new(
-                ErrorKind::Locked,
-                operation,
-                "the queue is exclusive to another connection",
-            )
-            .with_context("queue", name)),
-            queue => Ok(queue.cloned()),
-        }
-    }
-
-    pub(crate) fn existing_queue(&self, operation: &'static str, name: &str) -> Result<Arc<Queue>> {
-        self.queue(&self.broker.shared().registry(), operation, name)?.ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, operation, "there is no such queue; declare it first")
-                .with_context("queue", name)
-        })
-    }
-
-    pub(crate) fn queue_info(&self, name: &str) -> Result<Option<QueueInfo>> {
-        let shared = self.broker.shared();
-        let queue = self.queue(&shared.registry(), "queue_info", name)?;
-        Ok(queue
-            .map(|queue| shared.update(&queue, |state, effects| state.info(shared.env(), effects))))
-    }
-
-    pub(crate) fn plan(&self, topology: &Topology) -> Result<Plan> {
-        let registry = self.broker.shared().registry();
-        let action = |found: bool, difference: Option<Difference>| match (found, difference) {
-            (false, _) => Action::Create,
-            (true, None) => Action::Keep,
-            (true, Some(difference)) => Action::Conflict(difference),
-        };
-        let mut steps = Vec::new();
-        for wanted in &topology.exchanges {
-            rules::check_exchange(wanted)?;
-            let found = registry.exchange(&wanted.name);
-            let difference = found.and_then(|found| Difference::of_exchanges(wanted, found));
-            let action = action(found.is_some(), difference);
-            steps.push(Step { entity: Entity::Exchange(wanted.clone()), action });
-        }
-        for wanted in &topology.queues {
-            rules::check_queue(wanted)?;
-            let found = self.queue(&registry, "plan", &wanted.name)?;
-            let difference =
-                found.as_ref().and_then(|found| Difference::of_queues(wanted, &found.spec));
-            let action = action(found.is_some(), difference);
-            steps.push(Step { entity: Entity::Queue(Box::new(wanted.clone())), action });
-        }
-        for wanted in &topology.bindings {
-            rules::check_binding(wanted)?;
-            let action = action(registry.has_binding(wanted), None);
-            steps.push(Step { entity: Entity::Binding(wanted.clone()), action });
-        }
-        Ok(Plan { steps })
-    }
-
-    pub(crate) fn declare(&self, topology: &Topology) -> Result<()> {
-        let shared = self.broker.shared();
-        // The plan tells of whatever stands against it before anything is changed.
-        let plan = self.plan(topology)?;
-        if let Some((entity, difference)) = plan.differences().next() {
-            return Err(difference.clone().into_error(entity));
-        }
-        let now = self.env.now();
-        let mut registry = shared.registry_mut();
-        for exchange in &topology.exchanges {
-            if registry.exchange(&exchange.name).is_none() {
-                registry.add_exchange(exchange.clone());
-            }
-        }
-        let mut declared = Vec::new();
-        for spec in &topology.queues {
-            let queue = self.queue(&registry, "declare", &spec.name)?.unwrap_or_else(|| {
-                let owner = spec.exclusive.then_some(self.id);
-                let queue = Arc::new(Queue::new(spec.clone(), owner, now));
-                registry.add_queue(queue.clone());
-                queue
-            });
-            declared.push(queue);
-        }
-        for binding in &topology.bindings {
-            if let postrider_core::Target::Queue(name) = &binding.target {
-                self.queue(&registry, "declare", name)?;
-            }
-            registry.bind(binding.clone())?;
-        }
-        locked(&self.record).add(topology, &registry);
-        drop(registry);
-        for queue in declared {
-            shared.update(&queue, |state, _| state.touch(now));
-        }
-        Ok(())
-    }
-
-    pub(crate) fn remove(&self, topology: &Topology) -> Result<()> {
-        let shared = self.broker.shared();
-        let mut queues = Vec::new();
-        {
-            let mut registry = shared.registry_mut();
-            for queue in &topology.queues {
-                queues.extend(self.queue(&registry, "remove", &queue.name)?);
-            }
-            for binding in &topology.bindings {
-                registry.unbind(binding);
-            }
-            for exchange in &topology.exchanges {
-                rules::check_exchange(exchange)?;
-                registry.remove_exchange(&exchange.name);
-            }
-        }
-        for queue in queues {
-            shared.delete_queue(&queue);
-        }
-        locked(&self.record).remove(topology);
-        Ok(())
-    }
-
     // Consumers
 
     pub(crate) fn subscribe(
@@ -398,7 +237,7 @@ impl Connection {
             return;
         }
         let shared = self.broker.shared();
-        locked(&self.record).prune(&shared.registry());
+        self.record().prune(&shared.registry());
         // Before the subscribers let go of theirs.
         let stays = self.stays.alive();
         for subscriber in self.subscribers.alive() {
@@ -415,7 +254,7 @@ impl Connection {
         if self.stage.get() != Stage::Down || self.broker.shared().is_stopped() {
             return;
         }
-        let topology = locked(&self.record).topology().clone();
+        let topology = self.record().topology().clone();
         if let Err(error) = self.declare(&topology) {
             tracing::error!(%error, "the topology could not be restored");
         }

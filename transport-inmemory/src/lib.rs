@@ -54,7 +54,9 @@ mod record;
 mod registry;
 mod roster;
 mod rules;
+mod stage;
 mod timer;
+mod topology;
 mod transport;
 
 pub use broker::Broker;

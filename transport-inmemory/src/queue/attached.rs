@@ -1,17 +1,10 @@
 //! A consumer as its queue sees it.
 
-use std::{
-    collections::VecDeque,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    task::Waker,
-};
+use std::{collections::VecDeque, sync::Arc, task::Waker};
 
 use postrider_core::Envelope;
 
-use super::lane::Entry;
+use super::{lane::Entry, ledger::Ledger};
 
 /// What a consumer's stream takes over from its queue.
 #[derive(Debug)]
@@ -19,60 +12,6 @@ pub(crate) struct Taken {
     pub(crate) envelope: Arc<Envelope>,
     pub(crate) attempt: u32,
     pub(crate) failures: u32,
-}
-
-/// Acknowledgements in the order of delivery, counted without the queue's lock.
-///
-/// Whoever holds the lock and needs to know collects them; nobody can see the queue otherwise. So
-/// an acknowledgement costs one atomic step, and takes the lock only when messages wait for the
-/// credit that it gives back.
-#[derive(Debug)]
-pub(crate) struct Ledger {
-    /// All tags below this are acknowledged. [`CLOSED`](Self::CLOSED) is added in the end.
-    acked: AtomicU64,
-    /// The count at which the consumer shall call at the queue, because messages wait.
-    call_at: AtomicU64,
-}
-
-impl Ledger {
-    const CLOSED: u64 = 1 << 63;
-
-    fn new() -> Arc<Self> {
-        Arc::new(Self { acked: AtomicU64::new(0), call_at: AtomicU64::new(u64::MAX) })
-    }
-
-    /// Acknowledges `tag` if it is the next in order. `Some(true)` asks for a call at the queue,
-    /// `None` says that the queue must settle it.
-    pub(crate) fn ack(&self, tag: u64) -> Option<bool> {
-        let order = Ordering::SeqCst;
-        self.acked.compare_exchange(tag, tag + 1, order, order).ok()?;
-        Some(tag + 1 >= self.call_at.load(order))
-    }
-
-    /// Takes no acknowledgements any more; they go to the queue.
-    fn close(&self) {
-        self.acked.fetch_or(Self::CLOSED, Ordering::SeqCst);
-    }
-
-    fn acked(&self) -> u64 {
-        self.acked.load(Ordering::SeqCst) & !Self::CLOSED
-    }
-
-    /// Counts up to `tag` what the queue has settled itself.
-    fn advance(&self, tag: u64) {
-        // It fails when the ledger is closed or further on, and both are right.
-        let acked = self.acked.load(Ordering::SeqCst);
-        if acked < tag {
-            let _ahead =
-                self.acked.compare_exchange(acked, tag, Ordering::SeqCst, Ordering::SeqCst);
-        }
-    }
-
-    /// Asks for a call at the next count `at`; `false` when it has been passed.
-    fn ask_for_call(&self, at: u64) -> bool {
-        self.call_at.store(at, Ordering::SeqCst);
-        self.acked() < at
-    }
 }
 
 /// One consumer: its credit, and what it has unsettled.

@@ -5,7 +5,10 @@
 //! and done by the broker when the lock is free again.
 
 mod attached;
+mod delayed;
 mod lane;
+mod ledger;
+mod spent;
 mod state;
 
 use std::{
@@ -17,8 +20,9 @@ use std::{
 use tokio::time::Instant;
 
 pub(crate) use self::{
-    attached::{Ledger, Taken},
+    attached::Taken,
     lane::Entry,
+    ledger::Ledger,
     state::{Admission, Settled, State},
 };
 use crate::death::Reason;

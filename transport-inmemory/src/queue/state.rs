@@ -1,12 +1,6 @@
 //! The rules of a queue, under its lock.
 
-use std::{
-    cmp::{Ordering, Reverse},
-    collections::{BinaryHeap, VecDeque},
-    sync::Arc,
-    task::Waker,
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, task::Waker, time::Duration};
 
 use postrider_core::{
     Env, Envelope, Error, ErrorKind, Overflow, QueueInfo, QueueKind, Result, Settlement,
@@ -15,8 +9,11 @@ use tokio::time::Instant;
 
 use super::{
     Dead, Effects, Taken,
-    attached::{Attached, Ledger},
+    attached::Attached,
+    delayed::HeldBack,
     lane::{Entry, Lanes},
+    ledger::Ledger,
+    spent::Spent,
 };
 use crate::death::{Deaths, Reason};
 
@@ -51,41 +48,11 @@ pub(crate) enum Settled {
     Stale,
 }
 
-/// A message that is held back until its time.
-#[derive(Debug)]
-struct Delayed {
-    due: Instant,
-    order: u64,
-    entry: Entry,
-    /// Whether it had a place in the queue before.
-    returns: bool,
-}
-
-impl PartialEq for Delayed {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl Eq for Delayed {}
-
-impl PartialOrd for Delayed {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Delayed {
-    fn cmp(&self, other: &Self) -> Ordering {
-        (self.due, self.order).cmp(&(other.due, other.order))
-    }
-}
-
 #[derive(Debug)]
 pub(crate) struct State {
     spec: postrider_core::Queue,
     ready: Lanes,
-    delayed: BinaryHeap<Reverse<Delayed>>,
+    delayed: HeldBack,
     /// In the order they came, which is also the order of their ids.
     consumers: Vec<Attached>,
     /// Whose turn it is among the consumers.
@@ -104,36 +71,13 @@ pub(crate) struct State {
     spent: Spent,
 }
 
-/// Acknowledged messages whose memory publishers may use again.
-///
-/// Memory that one thread allocates and another frees makes both wait for the allocator; at a
-/// million messages a second that costs more than all the rest.
-#[derive(Debug, Default)]
-struct Spent {
-    envelopes: Vec<Arc<Envelope>>,
-    bytes: usize,
-}
-
-impl Spent {
-    const MOST: usize = 512;
-    const MOST_BYTES: usize = 256 * 1024;
-
-    fn add(&mut self, envelope: Arc<Envelope>) {
-        let bytes = self.bytes + envelope.message.body.len();
-        if self.envelopes.len() < Self::MOST && bytes <= Self::MOST_BYTES {
-            self.envelopes.push(envelope);
-            self.bytes = bytes;
-        }
-    }
-}
-
 impl State {
     pub(super) fn new(spec: postrider_core::Queue, now: Instant) -> Self {
         Self {
             timed: spec.expires.is_some(),
             spec,
             ready: Lanes::default(),
-            delayed: BinaryHeap::new(),
+            delayed: HeldBack::default(),
             consumers: Vec::new(),
             turn: 0,
             next_position: 0,
@@ -184,8 +128,7 @@ impl State {
 
     /// Gives what was acknowledged, for its memory.
     pub(crate) fn reclaim(&mut self, into: &mut Vec<Arc<Envelope>>) {
-        std::mem::swap(&mut self.spent.envelopes, into);
-        self.spent.bytes = 0;
+        *into = self.spent.take();
     }
 
     fn priority(&self, envelope: &Envelope) -> u8 {
@@ -482,9 +425,7 @@ impl State {
 
     fn hold_back(&mut self, entry: Entry, due: Instant, returns: bool) {
         self.timed = true;
-        let order = self.next_position;
-        self.next_position += 1;
-        self.delayed.push(Reverse(Delayed { due, order, entry, returns }));
+        self.delayed.add(entry, due, returns);
     }
 
     /// Does what is due: delays that are over, messages that expired, the queue's own expiry.
@@ -494,10 +435,7 @@ impl State {
         }
         self.scheduled = None;
         let now = env.now();
-        while self.delayed.peek().is_some_and(|Reverse(next)| next.due <= now) {
-            let Some(Reverse(over)) = self.delayed.pop() else {
-                break;
-            };
+        while let Some(over) = self.delayed.pop_due(now) {
             if over.returns {
                 self.ready.give_back(over.entry);
                 self.dispatch(env, effects);
@@ -529,11 +467,7 @@ impl State {
     /// To be called when a change is complete: says what the broker's timer and memory need to know.
     pub(crate) fn report(&mut self, effects: &mut Effects) {
         if self.timed && !self.deleted {
-            let next = [
-                self.ready.next_expiry(),
-                self.delayed.peek().map(|Reverse(next)| next.due),
-                self.expiry(),
-            ];
+            let next = [self.ready.next_expiry(), self.delayed.next_due(), self.expiry()];
             if let Some(next) = next.into_iter().flatten().min()
                 && self.scheduled.is_none_or(|scheduled| next < scheduled)
             {
@@ -566,13 +500,13 @@ impl State {
     pub(crate) fn restart(&mut self) {
         if self.spec.kind == QueueKind::Classic {
             self.drop_unless(|entry| entry.envelope.message.durable);
-            for delayed in std::mem::take(&mut self.delayed) {
-                if delayed.0.entry.envelope.message.durable {
-                    self.delayed.push(delayed);
-                } else {
-                    self.forget(&delayed.0.entry);
-                }
-            }
+            self.drop_delayed_unless(|entry| entry.envelope.message.durable);
+        }
+    }
+
+    fn drop_delayed_unless(&mut self, keep: impl Fn(&Entry) -> bool) {
+        for entry in self.delayed.drop_unless(keep) {
+            self.forget(&entry);
         }
     }
 
@@ -594,9 +528,7 @@ impl State {
         }
         self.purge();
         self.spent = Spent::default();
-        for Reverse(delayed) in std::mem::take(&mut self.delayed) {
-            self.forget(&delayed.entry);
-        }
+        self.drop_delayed_unless(|_| false);
         effects.memory = std::mem::take(&mut self.unreported);
     }
 
