@@ -50,7 +50,7 @@ fn billing() -> Subscription {
 }
 
 async fn bus(transport: &Arc<dyn Transport>) -> EventBus {
-    EventBus::new(&transport).await.unwrap()
+    EventBus::new(transport).await.unwrap()
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,7 +2,6 @@
 
 mod common;
 
-
 use common::{START, declare_queue, deliver, take, text, transport};
 use postrider_core::{Address, Binding, Exchange, Message, Queue, Topology};
 use postrider_patterns::{

@@ -2,7 +2,6 @@
 
 mod common;
 
-
 use common::{Log, SECOND, publish, take, text, transport};
 use postrider_core::{Address, ErrorKind, HeaderValue, Message};
 use postrider_patterns::{

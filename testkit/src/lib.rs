@@ -6,6 +6,8 @@
 //! * [`mock`] holds [`MockTransport`](mock::MockTransport) and
 //!   [`MockPublisher`](mock::MockPublisher), for unit tests of code that is written against
 //!   `&dyn Transport` or `&dyn Publisher`.
+//! * [`proxy`] holds [`FaultProxy`](proxy::FaultProxy), which cuts, resets, stalls and slows
+//!   connections to a real broker.
 //!
 //! # Example: the suite as a test target of a transport
 //!
@@ -27,6 +29,7 @@
 pub mod behaviour;
 pub mod harness;
 pub mod mock;
+pub mod proxy;
 mod runner;
 mod scene;
 
