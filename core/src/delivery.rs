@@ -4,6 +4,9 @@ use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use crate::{Address, Envelope, Message};
 
+/// A longer delay is cut to this: 2^32 - 1 milliseconds, what brokers take.
+const LONGEST_RETRY: Duration = Duration::from_millis(u32::MAX as u64);
+
 /// What becomes of a delivered message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -130,8 +133,8 @@ impl Delivery {
         self.settle(Settlement::Ack);
     }
 
-    /// Failed for now: it comes again after `after`, counted as a failure. See
-    /// [`Settlement::Retry`].
+    /// Failed for now: it comes again after `after`, at most after 2^32 - 1 milliseconds (49 days),
+    /// counted as a failure. See [`Settlement::Retry`].
     pub fn retry(self, after: Duration) {
         self.settle(Settlement::Retry { after });
     }
@@ -149,6 +152,10 @@ impl Delivery {
     /// Settles it as `settlement` says.
     pub fn settle(self, settlement: Settlement) {
         let Self { envelope, info, settle } = self;
+        let settlement = match settlement {
+            Settlement::Retry { after } => Settlement::Retry { after: after.min(LONGEST_RETRY) },
+            other => other,
+        };
         // First, so that a transport that keeps the message until it is settled has the last share.
         drop((envelope, info));
         settle.with(settlement);

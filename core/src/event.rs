@@ -18,6 +18,13 @@ pub enum TransportEvent {
         /// The number of connections made so far, the first counted.
         epoch: u64,
     },
+    /// Something that this connection declared could not be restored with it.
+    NotRestored {
+        /// What it is.
+        entity: String,
+        /// Why.
+        cause: String,
+    },
     /// The broker takes no publishes for now.
     Blocked {
         /// Why, in the broker's words.

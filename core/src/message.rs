@@ -183,7 +183,7 @@ impl Message {
     /// # Errors
     ///
     /// [`ErrorKind::Invalid`] for a text property or header name over 255 bytes, or a time to live
-    /// over 2^32 - 1 milliseconds.
+    /// over 2^32 - 1 milliseconds. Causation id and key travel as headers and have no such limit.
     pub fn check(&self, operation: &'static str) -> Result<()> {
         let texts = [
             ("message_id", &self.message_id),

@@ -28,7 +28,7 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
     /// What transport and broker can do.
     fn capabilities(&self) -> &Capabilities;
 
-    /// Says what [`declare`](Self::declare) would do, and changes nothing.
+    /// Says what [`declare`](Self::declare) would do, and changes nothing. Cancellation safe.
     ///
     /// # Errors
     ///
@@ -53,13 +53,15 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
     /// Takes away the bindings, queues and exchanges of `topology`, with the messages in them.
     /// What is not there is no error.
     ///
+    /// Not cancellation safe: a part may have been removed. Removing again completes it.
+    ///
     /// # Errors
     ///
     /// [`ErrorKind::Locked`](crate::ErrorKind::Locked),
     /// [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable).
     async fn remove(&self, topology: &Topology) -> Result<()>;
 
-    /// What a queue holds now; `None` when it does not exist.
+    /// What a queue holds now; `None` when it does not exist. Cancellation safe.
     ///
     /// # Errors
     ///
@@ -70,6 +72,8 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
     /// Removes the messages that wait in a queue and says how many they were. Unsettled deliveries
     /// stay.
     ///
+    /// Not cancellation safe: when the future is dropped, it may have been purged.
+    ///
     /// # Errors
     ///
     /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound),
@@ -77,7 +81,7 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
     /// [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable).
     async fn purge(&self, queue: &str) -> Result<u64>;
 
-    /// Opens a publisher.
+    /// Opens a publisher. Cancellation safe.
     ///
     /// # Errors
     ///
@@ -86,7 +90,7 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
     /// [`ErrorKind::Closed`](crate::ErrorKind::Closed).
     async fn publisher(&self, options: PublisherOptions) -> Result<Arc<dyn Publisher>>;
 
-    /// Begins to consume a queue.
+    /// Begins to consume a queue. Cancellation safe: a consumer that nobody gets is stopped.
     ///
     /// # Errors
     ///
@@ -104,8 +108,11 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
     fn health(&self) -> Health;
 
     /// Stops consuming, waits for unsettled deliveries and for verdicts up to `deadline`, and
-    /// closes. What is unsettled then goes back to its queue, and so does, at once, what consumers
+    /// closes. Until then publishes are taken, so that handlers can finish what they have in hand. What is unsettled then goes back to its queue, and so does, at once, what consumers
     /// had in advance. A second call returns at once.
+    ///
+    /// When the future is dropped, the transport stays as far as it got: it consumes no more and is
+    /// closed when its last handle is dropped.
     ///
     /// # Errors
     ///

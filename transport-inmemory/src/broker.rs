@@ -11,7 +11,6 @@ use std::{
 };
 
 use postrider_core::{Env, Envelope, Settlement, TransportEvent, Verdict};
-use tokio::sync::Notify;
 
 use crate::{
     connection::Connection,
@@ -73,7 +72,6 @@ pub(crate) struct Shared {
     connections: Roster<Connection>,
     next_connection: AtomicU64,
     stopped: AtomicBool,
-    started: Notify,
 }
 
 impl Broker {
@@ -94,7 +92,6 @@ impl Broker {
             connections: Roster::default(),
             next_connection: AtomicU64::new(1),
             stopped: AtomicBool::new(false),
-            started: Notify::new(),
         }))
     }
 
@@ -124,6 +121,14 @@ impl Broker {
     /// until a fifth of it is free again. Default: 1 GiB. Queues report in steps of 64 KiB.
     pub fn set_memory_limit(&self, bytes: usize) {
         self.0.announce(self.0.flow.set_memory_limit(bytes));
+    }
+
+    /// The bytes that queues hold now, bookkeeping included: 0 when all of them are empty.
+    #[must_use]
+    pub fn memory_used(&self) -> usize {
+        let queues: Vec<_> = self.0.registry().queues().cloned().collect();
+        let unreported: isize = queues.iter().map(|queue| queue.lock().unreported()).sum();
+        self.0.flow.memory_used().saturating_add_signed(unreported)
     }
 
     /// Stores messages without telling their publishers, as a broker with a slow disk does. When
@@ -161,7 +166,6 @@ impl Broker {
     /// Starts it again: the connections restore themselves.
     pub fn start(&self) {
         self.0.stopped.store(false, Ordering::Release);
-        self.0.started.notify_waiters();
         for connection in self.0.connections.alive() {
             connection.restore();
         }
@@ -241,21 +245,32 @@ impl Shared {
         queue: &Arc<Queue>,
         change: impl FnOnce(&mut State, &mut Effects) -> T,
     ) -> T {
-        let mut effects = Effects::default();
-        let mut state = queue.lock();
-        let result = change(&mut state, &mut effects);
-        state.report(&mut effects);
-        drop(state);
+        let (result, effects) = changed(queue, change);
         self.apply(queue, effects);
         result
     }
 
+    /// Does what follows from a change. Dead letters change other queues, from which more follows:
+    /// that is done in turn and not in depth, since the chain may be long.
     fn apply(&self, queue: &Arc<Queue>, effects: Effects) {
+        let mut more = Vec::new();
+        self.apply_one(queue, effects, &mut more);
+        while let Some((queue, effects)) = more.pop() {
+            self.apply_one(&queue, effects, &mut more);
+        }
+    }
+
+    fn apply_one(
+        &self,
+        queue: &Arc<Queue>,
+        effects: Effects,
+        more: &mut Vec<(Arc<Queue>, Effects)>,
+    ) {
         for waker in effects.wakers {
             waker.wake();
         }
         for dead in effects.dead {
-            self.dead_letter(queue, dead);
+            self.dead_letter(queue, dead, more);
         }
         if let Some(at) = effects.timer {
             self.timer.schedule(at, Arc::downgrade(queue));
@@ -298,7 +313,7 @@ impl Shared {
 
     /// Sends a dead message on. Without a dead-letter exchange it is dropped, and so it is when the
     /// target refuses it: dead-lettering inside the broker is at most once, as RabbitMQ's default.
-    fn dead_letter(&self, queue: &Arc<Queue>, dead: Dead) {
+    fn dead_letter(&self, queue: &Arc<Queue>, dead: Dead, more: &mut Vec<(Arc<Queue>, Effects)>) {
         let Dead { entry, reason, text } = dead;
         let Some(target) = &queue.spec.dead_letter else {
             tracing::debug!(queue = %queue.name, ?reason, "dropped: no dead-letter exchange");
@@ -317,9 +332,10 @@ impl Shared {
         let envelope = Arc::new(envelope);
         for target in targets.iter().filter(|target| !deaths.is_cycle(&target.name)) {
             let deaths: Option<Box<Deaths>> = Some(Box::new(deaths.clone()));
-            self.update(target, |state, effects| {
+            let (_admission, effects) = changed(target, |state, effects| {
                 state.admit(envelope.clone(), Duration::ZERO, deaths, &self.env, effects)
             });
+            more.push((target.clone(), effects));
         }
     }
 
@@ -348,4 +364,13 @@ impl Shared {
     fn bury_queue(&self, queue: &Arc<Queue>) {
         self.update(queue, |state, effects| state.delete(effects));
     }
+}
+
+/// Changes a queue under its lock and gives what follows from it.
+fn changed<T>(queue: &Queue, change: impl FnOnce(&mut State, &mut Effects) -> T) -> (T, Effects) {
+    let mut effects = Effects::default();
+    let mut state = queue.lock();
+    let result = change(&mut state, &mut effects);
+    state.report(&mut effects);
+    (result, effects)
 }

@@ -36,6 +36,8 @@ pub(crate) struct Connection {
     broker: Broker,
     capabilities: Capabilities,
     stage: StageCell,
+    /// Held while consumers are added, or all of them are suspended, resumed or ended.
+    change: Mutex<()>,
     changed: Notify,
     epoch: AtomicU64,
     events: EventSender,
@@ -79,6 +81,7 @@ impl Connection {
             broker: broker.clone(),
             capabilities: capabilities(),
             stage: StageCell::new(Stage::Up),
+            change: Mutex::new(()),
             changed: Notify::new(),
             epoch: AtomicU64::new(1),
             events: EventSender::default(),
@@ -123,9 +126,11 @@ impl Connection {
 
     // State
 
-    /// Whether it is open and publishes are taken.
+    /// Whether publishes are taken: until it is closed, since handlers that finish while it drains
+    /// have something to say.
     pub(crate) fn takes_publishes(&self) -> bool {
-        self.stage.get() == Stage::Up && !self.broker.shared().flow().is_blocked()
+        matches!(self.stage.get(), Stage::Up | Stage::Closing)
+            && !self.broker.shared().flow().is_blocked()
     }
 
     /// Waits until the connection is there; `Closed` when it will not be.
@@ -164,13 +169,14 @@ impl Connection {
         let wait = async {
             loop {
                 let changed = self.changed.notified();
-                self.up("publish").await?;
-                tokio::select! {
-                    () = flow.unblocked() => {}
-                    () = changed => {}
-                }
-                if self.takes_publishes() {
-                    return Ok(());
+                match self.stage.get() {
+                    _ if self.takes_publishes() => return Ok(()),
+                    Stage::Closed => return Err(closed("publish")),
+                    Stage::Down => changed.await,
+                    Stage::Up | Stage::Closing => tokio::select! {
+                        () = flow.unblocked() => {}
+                        () = changed => {}
+                    },
                 }
             }
         };
@@ -209,6 +215,16 @@ impl Connection {
         queue: &str,
         options: &ConsumerOptions,
     ) -> Result<Arc<Subscriber>> {
+        // So that it is not attached behind the back of a loss or a close.
+        let _nothing_else = self.change.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.stage.get() {
+            Stage::Up => {}
+            Stage::Down => {
+                let message = "the connection was lost just now";
+                return Err(Error::new(ErrorKind::Unavailable, "consume", message));
+            }
+            Stage::Closing | Stage::Closed => return Err(closed("consume")),
+        }
         let subscriber = Subscriber::new(queue, options);
         self.subscribers.enter(&subscriber);
         subscriber.attach(self)?;
@@ -233,6 +249,7 @@ impl Connection {
 
     /// The connection breaks: what it had unsettled goes back as failed, its exclusive queues go.
     pub(crate) fn lose(&self, cause: &'static str) {
+        let _nothing_else = self.change.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.stage.step(Stage::Up, Stage::Down) {
             return;
         }
@@ -251,12 +268,14 @@ impl Connection {
 
     /// Brings back what [`lose`](Self::lose) took.
     pub(crate) fn restore(self: &Arc<Self>) {
+        let _nothing_else = self.change.lock().unwrap_or_else(PoisonError::into_inner);
         if self.stage.get() != Stage::Down || self.broker.shared().is_stopped() {
             return;
         }
-        let topology = self.record().topology().clone();
-        if let Err(error) = self.declare(&topology) {
-            tracing::error!(%error, "the topology could not be restored");
+        let mortal = self.record().mortal();
+        for (entity, cause) in self.restore_topology(&mortal) {
+            tracing::error!(%entity, %cause, "not restored");
+            self.events.send(TransportEvent::NotRestored { entity, cause });
         }
         for subscriber in self.subscribers.alive() {
             subscriber.resume(self);
@@ -283,19 +302,17 @@ impl Connection {
     // Closing
 
     pub(crate) async fn close(&self, deadline: Duration) -> Result<()> {
-        let begun = self.stage.step(Stage::Up, Stage::Closing)
-            || self.stage.step(Stage::Down, Stage::Closing);
-        if !begun {
+        if self.stage.step(Stage::Down, Stage::Closing) {
+            // What it had went back when it was lost.
+            self.finish();
+            return Ok(());
+        }
+        if !self.stage.step(Stage::Up, Stage::Closing) {
             return Ok(());
         }
         self.changed.notify_waiters();
         let shared = self.broker.shared();
-        for stay in self.stays.alive() {
-            stay.halt(shared);
-        }
-        for subscriber in self.subscribers.alive() {
-            subscriber.stop(shared);
-        }
+        self.stop_consuming();
         let drained = async {
             loop {
                 let settled = self.settled.notified();
@@ -320,13 +337,26 @@ impl Connection {
         .with_context("url", &*self.url))
     }
 
+    /// Ends all streams. What they handed out can still be settled; what they had in advance goes
+    /// back when none of them takes it from another.
+    fn stop_consuming(&self) {
+        let _nothing_else = self.change.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = self.broker.shared();
+        let subscribers = self.subscribers.alive();
+        let ended: Vec<_> = subscribers.iter().filter_map(|subscriber| subscriber.end()).collect();
+        for stay in &ended {
+            stay.halt(shared);
+        }
+        for stay in &ended {
+            stay.cancel(shared);
+        }
+    }
+
     /// Gives everything back and ends.
     fn finish(&self) {
         let shared = self.broker.shared();
         let stays = self.stays.alive();
-        for subscriber in self.subscribers.alive() {
-            subscriber.stop(shared);
-        }
+        self.stop_consuming();
         give_back(shared, &stays, false);
         shared.flow().forget_confirms(self.id, "the transport was closed");
         self.drop_exclusive_queues();
@@ -342,6 +372,10 @@ impl Drop for Connection {
             self.finish();
         }
     }
+}
+
+fn closed(operation: &'static str) -> Error {
+    Error::new(ErrorKind::Closed, operation, "the transport is closed")
 }
 
 /// Gives back what these stays have unsettled. All are halted first, so that none gets what another

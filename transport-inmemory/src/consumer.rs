@@ -65,7 +65,8 @@ impl Stay {
         self.queue.lock().unsettled_of(self.consumer, handed_out)
     }
 
-    fn cancel(&self, shared: &Shared) {
+    /// Takes no more messages, and gives back those that were not handed out.
+    pub(crate) fn cancel(&self, shared: &Shared) {
         if let Some(kept) = self.stop() {
             shared.update(&self.queue, |state, effects| {
                 state.cancel(self.consumer, kept, shared.env(), effects);
@@ -203,11 +204,11 @@ impl Subscriber {
         }
     }
 
-    /// Ends the stream; what it handed out can still be settled.
-    pub(crate) fn stop(&self, shared: &Shared) {
+    /// Ends the stream and gives the stay that it leaves, which is to be cancelled.
+    pub(crate) fn end(&self) -> Option<Arc<Stay>> {
         let mut guard = self.place();
         if matches!(guard.0, Place::Ended { .. }) {
-            return;
+            return None;
         }
         let left = std::mem::replace(&mut guard.0, Place::Ended { error: None });
         let waker = guard.1.take();
@@ -215,8 +216,9 @@ impl Subscriber {
         if let Some(waker) = waker {
             waker.wake();
         }
-        if let Place::Attached(stay) = left {
-            stay.cancel(shared);
+        match left {
+            Place::Attached(stay) => Some(stay),
+            _ => None,
         }
     }
 
@@ -265,34 +267,31 @@ impl Deliveries {
 
     /// Fills the buffer from the queue, or sees to it that the task is woken when there is more.
     fn poll_fill(&mut self, waker: &Waker) -> Poll<Option<Result<()>>> {
-        if let Some(stay) = &self.stay {
-            let shared = self.connection.broker().shared();
-            let (is_here, is_deleted) = shared.update(&stay.queue, |state, effects| {
-                let (consumer, buffer) = (stay.consumer, &mut self.buffer);
-                let here = state.take(consumer, TAKE, buffer, waker, shared.env(), effects);
-                (here, state.is_deleted())
-            });
-            if is_here {
-                return if self.buffer.is_empty() {
-                    Poll::Pending
-                } else {
-                    Poll::Ready(Some(Ok(())))
-                };
+        loop {
+            if let Some(stay) = self.stay.clone() {
+                let shared = self.connection.broker().shared();
+                let (is_here, is_deleted) = shared.update(&stay.queue, |state, effects| {
+                    let (consumer, buffer) = (stay.consumer, &mut self.buffer);
+                    let here = state.take(consumer, TAKE, buffer, waker, shared.env(), effects);
+                    (here, state.is_deleted())
+                });
+                if is_here && self.buffer.is_empty() {
+                    return Poll::Pending;
+                }
+                if is_here {
+                    return Poll::Ready(Some(Ok(())));
+                }
+                self.leave(is_deleted);
             }
-            self.leave(is_deleted);
-        }
-        let mut guard = self.subscriber.place();
-        match &mut guard.0 {
-            Place::Attached(stay) => {
-                self.stay = Some(stay.clone());
-                drop(guard);
-                self.poll_fill(waker)
+            let mut guard = self.subscriber.place();
+            match &mut guard.0 {
+                Place::Attached(stay) => self.stay = Some(stay.clone()),
+                Place::Suspended => {
+                    guard.1 = Some(waker.clone());
+                    return Poll::Pending;
+                }
+                Place::Ended { error } => return Poll::Ready(error.take().map(Err)),
             }
-            Place::Suspended => {
-                guard.1 = Some(waker.clone());
-                Poll::Pending
-            }
-            Place::Ended { error, .. } => Poll::Ready(error.take().map(Err)),
         }
     }
 
@@ -340,6 +339,8 @@ impl Stream for Deliveries {
 
 impl Drop for Deliveries {
     fn drop(&mut self) {
-        self.subscriber.stop(self.connection.broker().shared());
+        if let Some(stay) = self.subscriber.end() {
+            stay.cancel(self.connection.broker().shared());
+        }
     }
 }

@@ -45,10 +45,10 @@ struct Death {
 
 impl Deaths {
     /// Whether sending the message to `queue` once more would let it circle for ever: it has died
-    /// there, and nobody has rejected it on the way.
+    /// there before, and since then nobody has rejected it (RabbitMQ's rule).
     pub(crate) fn is_cycle(&self, queue: &str) -> bool {
-        self.0.iter().any(|death| &*death.queue == queue)
-            && self.0.iter().all(|death| death.reason != Reason::Rejected)
+        let before = self.0.iter().position(|death| &*death.queue == queue);
+        before.is_some_and(|at| self.0[..=at].iter().all(|death| death.reason != Reason::Rejected))
     }
 
     fn add(&mut self, queue: &Arc<str>, reason: Reason, envelope: &Envelope, time: DateTime<Utc>) {

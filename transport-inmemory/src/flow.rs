@@ -126,6 +126,10 @@ impl Flow {
         self.change(|alarms| alarms.memory = over || (alarms.memory && !free))
     }
 
+    pub(crate) fn memory_used(&self) -> usize {
+        self.memory_used.load(Ordering::Acquire)
+    }
+
     pub(crate) fn is_holding(&self) -> bool {
         self.holding.load(Ordering::Acquire)
     }

@@ -1,6 +1,8 @@
 //! What a connection declared, to be restored after it was lost.
 
-use postrider_core::Topology;
+use std::collections::HashSet;
+
+use postrider_core::{Target, Topology};
 
 use crate::registry::Registry;
 
@@ -19,15 +21,12 @@ impl Record {
 
     pub(crate) fn add(&mut self, topology: &Topology, registry: &Registry) {
         let Topology { exchanges, queues, bindings } = &mut self.topology;
-        for exchange in &topology.exchanges {
-            if !exchanges.iter().any(|known| known.name == exchange.name) {
-                exchanges.push(exchange.clone());
-            }
-        }
-        for queue in &topology.queues {
-            queues.retain(|known| known.name != queue.name);
-            queues.push(queue.clone());
-        }
+        let new: HashSet<_> = topology.exchanges.iter().map(|exchange| &exchange.name).collect();
+        exchanges.retain(|known| !new.contains(&known.name));
+        exchanges.extend(topology.exchanges.iter().cloned());
+        let new: HashSet<_> = topology.queues.iter().map(|queue| &queue.name).collect();
+        queues.retain(|known| !new.contains(&known.name));
+        queues.extend(topology.queues.iter().cloned());
         for binding in &topology.bindings {
             if !bindings.contains(binding) {
                 bindings.push(binding.clone());
@@ -54,7 +53,62 @@ impl Record {
         self.pruned = self.len();
     }
 
-    pub(crate) const fn topology(&self) -> &Topology {
-        &self.topology
+    /// What a loss of the connection or a restart of the broker can have taken. The rest is there,
+    /// or somebody deleted it, and then it stays deleted.
+    pub(crate) fn mortal(&self) -> Topology {
+        let Topology { exchanges, queues, bindings } = &self.topology;
+        let exchanges: Vec<_> = exchanges
+            .iter()
+            .filter(|exchange| exchange.auto_delete || !exchange.durable)
+            .cloned()
+            .collect();
+        let queues: Vec<_> = queues
+            .iter()
+            .filter(|queue| queue.exclusive || queue.auto_delete || !queue.durable)
+            .cloned()
+            .collect();
+        let exchange = |name: &str| exchanges.iter().any(|known| known.name == name);
+        let bindings = bindings
+            .iter()
+            .filter(|binding| {
+                exchange(&binding.exchange)
+                    || match &binding.target {
+                        Target::Exchange(name) => exchange(name),
+                        Target::Queue(name) => queues.iter().any(|known| known.name == *name),
+                    }
+            })
+            .cloned()
+            .collect();
+        Topology { exchanges, queues, bindings }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use postrider_core::{Binding, Exchange, Queue};
+
+    use super::*;
+
+    #[test]
+    fn only_what_a_loss_can_take_is_restored() {
+        let declared = Topology::new()
+            .exchange(Exchange::topic("events"))
+            .exchange(Exchange::fanout("passing").transient())
+            .queue(Queue::durable("orders"))
+            .queue(Queue::exclusive("replies"))
+            .bind(Binding::queue("events", "orders", "order.*"))
+            .bind(Binding::queue("events", "replies", "reply.*"))
+            .bind(Binding::queue("passing", "orders", ""));
+        let record = Record { topology: declared, pruned: 0 };
+        let mortal = record.mortal();
+        assert_eq!(mortal.exchanges, [Exchange::fanout("passing").transient()]);
+        assert_eq!(mortal.queues, [Queue::exclusive("replies")]);
+        assert_eq!(
+            mortal.bindings,
+            [
+                Binding::queue("events", "replies", "reply.*"),
+                Binding::queue("passing", "orders", ""),
+            ]
+        );
     }
 }

@@ -1,10 +1,16 @@
 //! What RabbitMQ 4.3 refuses to declare, with its reasons in plain words.
 
+use std::{collections::HashMap, time::Duration};
+
 use postrider_core::{
-    Binding, Error, ErrorKind, Exchange, Queue, QueueKind, Result, check_declared_name, check_name,
+    Binding, Difference, Error, ErrorKind, Exchange, Queue, QueueKind, Result, Topology,
+    check_declared_name, check_name,
 };
 
 use crate::matching;
+
+/// The longest time of a queue: what RabbitMQ's timers take, 2^32 - 1 milliseconds.
+const MAX_MILLIS: u128 = u32::MAX as u128;
 
 fn refuse(kind: ErrorKind, queue: &Queue, argument: &'static str, why: &'static str) -> Error {
     Error::new(kind, "declare", why)
@@ -53,6 +59,13 @@ pub(crate) fn check_queue(queue: &Queue) -> Result<()> {
             }
         }
     }
+    let too_long = |time: Option<Duration>| time.is_some_and(|time| time.as_millis() > MAX_MILLIS);
+    if too_long(queue.expires) {
+        return invalid("expires", "the time without use is longer than 49 days");
+    }
+    if too_long(queue.message_ttl) {
+        return invalid("message_ttl", "the time to live is longer than 49 days");
+    }
     if queue.expires.is_some_and(|unused| unused.as_millis() == 0) {
         return invalid("expires", "the time without use must be at least a millisecond");
     }
@@ -79,4 +92,31 @@ pub(crate) fn check_binding(binding: &Binding) -> Result<()> {
     }
     check_name("declare", &binding.key)?;
     matching::check_arguments(binding)
+}
+
+/// Refuses a topology that has one queue or exchange in two forms.
+pub(crate) fn check_consistency(topology: &Topology) -> Result<()> {
+    let twice = |name: &str, difference: Difference| {
+        Err(Error::new(
+            ErrorKind::Mismatch,
+            "declare",
+            format!("the topology has '{name}' twice, with different {}", difference.argument),
+        )
+        .with_context("argument", difference.argument))
+    };
+    let mut queues = HashMap::new();
+    for queue in &topology.queues {
+        let same = queues.insert(&*queue.name, queue);
+        if let Some(difference) = same.and_then(|known| Difference::of_queues(queue, known)) {
+            return twice(&queue.name, difference);
+        }
+    }
+    let mut exchanges = HashMap::new();
+    for exchange in &topology.exchanges {
+        let same = exchanges.insert(&*exchange.name, exchange);
+        if let Some(difference) = same.and_then(|known| Difference::of_exchanges(exchange, known)) {
+            return twice(&exchange.name, difference);
+        }
+    }
+    Ok(())
 }

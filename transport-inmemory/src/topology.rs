@@ -67,12 +67,57 @@ impl Connection {
             let action = action(found.is_some(), difference);
             steps.push(Step { entity: Entity::Queue(Box::new(wanted.clone())), action });
         }
+        rules::check_consistency(topology)?;
         for wanted in &topology.bindings {
             rules::check_binding(wanted)?;
+            let exchange = |name: &str| {
+                registry.exchange(name).is_some()
+                    || topology.exchanges.iter().any(|exchange| exchange.name == name)
+            };
+            let has_ends = exchange(&wanted.exchange)
+                && match &wanted.target {
+                    Target::Exchange(name) => exchange(name),
+                    Target::Queue(name) => {
+                        self.queue(registry, "plan", name)?.is_some()
+                            || topology.queues.iter().any(|queue| queue.name == *name)
+                    }
+                };
+            if !has_ends {
+                return Err(Error::new(
+                    ErrorKind::NotFound,
+                    "declare",
+                    "an end of the binding does not exist; declare it too",
+                )
+                .with_context("binding", wanted.to_string()));
+            }
             let action = action(registry.has_binding(wanted), None);
             steps.push(Step { entity: Entity::Binding(wanted.clone()), action });
         }
         Ok(Plan { steps })
+    }
+
+    /// Declares each part by itself, so that one that cannot be restored keeps no other back, and
+    /// gives what could not be and why.
+    pub(crate) fn restore_topology(&self, topology: &Topology) -> Vec<(String, String)> {
+        let Topology { exchanges, queues, bindings } = topology.clone();
+        let parts =
+            exchanges
+                .into_iter()
+                .map(|exchange| {
+                    (Entity::Exchange(exchange.clone()), Topology::new().exchange(exchange))
+                })
+                .chain(queues.into_iter().map(|queue| {
+                    (Entity::Queue(Box::new(queue.clone())), Topology::new().queue(queue))
+                }))
+                .chain(bindings.into_iter().map(|binding| {
+                    (Entity::Binding(binding.clone()), Topology::new().bind(binding))
+                }));
+        parts
+            .filter_map(|(entity, part)| {
+                let error = self.declare(&part).err()?;
+                Some((entity.to_string(), error.to_string()))
+            })
+            .collect()
     }
 
     pub(crate) fn declare(&self, topology: &Topology) -> Result<()> {

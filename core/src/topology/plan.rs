@@ -108,6 +108,16 @@ impl fmt::Display for Difference {
     }
 }
 
+/// An argument's value as people write it: `none` and `5` for `None` and `Some(5)`.
+fn in_words<T: fmt::Debug>(value: &T) -> String {
+    let text = format!("{value:?}");
+    match text.strip_prefix("Some(").and_then(|rest| rest.strip_suffix(')')) {
+        Some(inner) => inner.to_owned(),
+        None if text == "None" => "none".to_owned(),
+        None => text,
+    }
+}
+
 impl Difference {
     /// `Some` when the two values of an argument differ.
     pub fn between<T: PartialEq + fmt::Debug>(
@@ -117,8 +127,8 @@ impl Difference {
     ) -> Option<Self> {
         (wanted != found).then(|| Self {
             argument,
-            wanted: format!("{wanted:?}"),
-            found: format!("{found:?}"),
+            wanted: in_words(wanted),
+            found: in_words(found),
         })
     }
 

@@ -22,6 +22,8 @@ pub(super) fn behaviours() -> Vec<Behaviour> {
         Behaviour::new(close_gives_back_what_nobody_read, NEEDS),
         Behaviour::new(everything_is_closed_after_close, NEEDS),
         Behaviour::new(consumer_ends_at_close, NEEDS),
+        Behaviour::new(waiting_consumer_ends_when_the_last_is_settled, NEEDS),
+        Behaviour::new(publishes_are_taken_until_all_is_settled, NEEDS),
         Behaviour::new(second_close_returns_at_once, NEEDS),
         Behaviour::new(dropped_consumer_gives_back_what_it_had_taken, NEEDS),
         Behaviour::new(settling_after_close_is_harmless, NEEDS),
@@ -157,6 +159,40 @@ async fn consumer_ends_at_close(scene: Scene) {
     let error = ended.expect("the consuming task");
     assert!(error.is_none(), "a consumer that is closed ends without an error: {error:?}");
     scene.has_consumers(&queue, 0).await;
+}
+
+async fn waiting_consumer_ends_when_the_last_is_settled(scene: Scene) {
+    let queue = scene.queue("busy").await;
+    scene.publish(&queue, ["held"]).await;
+    let closing = scene.connect().await.transport;
+    let mut reader = scene.read_on(&closing, &queue, 10).await;
+    let held = reader.next().await;
+    let waiting = tokio::spawn(async move { reader.ends().await });
+    let close = tokio::spawn(async move { closing.close(GENEROUS).await });
+    // Until both wait: one for a delivery, one for the settlement.
+    tokio::time::sleep(scene.quiet()).await;
+    held.ack();
+    scene.soon("closing", close).await.expect("its task").expect("all was settled in time");
+    let ended = scene.soon("the end of the waiting consumer", waiting).await.expect("its task");
+    assert!(ended.is_none(), "a consumer that is closed ends without an error: {ended:?}");
+}
+
+/// What a handler has in hand when its transport closes, it can finish, and that may mean to
+/// publish first.
+async fn publishes_are_taken_until_all_is_settled(scene: Scene) {
+    let (requests, replies) = (scene.queue("requests").await, scene.queue("replies").await);
+    scene.publish(&requests, ["request"]).await;
+    let closing = scene.connect().await.transport;
+    let publisher = closing.publisher(PublisherOptions::default()).await.expect("a publisher");
+    let request = scene.read_on(&closing, &requests, 1).await.next().await;
+    let close = tokio::spawn(async move { closing.close(GENEROUS).await });
+    tokio::time::sleep(scene.quiet()).await;
+    let reply = Envelope::new(Address::queue(replies.clone()), Message::new("reply"));
+    let confirm = scene.send(&*publisher, reply).await;
+    assert_eq!(scene.verdict(confirm).await, Verdict::Accepted, "a reply while closing");
+    request.ack();
+    scene.soon("closing", close).await.expect("its task").expect("all was settled in time");
+    scene.holds(&replies, &["reply"]).await;
 }
 
 async fn second_close_returns_at_once(scene: Scene) {

@@ -23,6 +23,7 @@ pub(super) fn behaviours() -> Vec<Behaviour> {
         Behaviour::new(second_death_is_first_in_the_list, &[Need::Topology]),
         Behaviour::new(same_death_again_is_counted, &[Need::Topology]),
         Behaviour::new(cycle_without_a_reject_is_cut, &[Need::Topology]),
+        Behaviour::new(cycle_after_a_reject_is_cut, &[Need::Topology]),
         Behaviour::new(missing_dead_letter_exchange_drops, &[Need::Topology]),
     ]
 }
@@ -317,6 +318,26 @@ async fn cycle_without_a_reject_is_cut(scene: Scene) {
             let info = scene.info(queue).await;
             assert_eq!(info.ready, 0, "a message that only expires must not come back: {queue}");
         }
+        time::sleep(Duration::from_millis(17)).await;
+    }
+}
+
+/// A reject on the way into a ring does not excuse the ring.
+async fn cycle_after_a_reject_is_cut(scene: Scene) {
+    let ttl = Duration::from_millis(100);
+    let ring = scene.name("ring");
+    let to_ring = || DeadLetter::to("").with_routing_key(ring.clone());
+    let work = Queue::classic(scene.name("work")).with_dead_letter(to_ring());
+    let work = scene.declare_queue(work).await;
+    let circle = Queue::classic(ring.clone()).with_message_ttl(ttl).with_dead_letter(to_ring());
+    scene.declare_queue(circle).await;
+    scene.publish(&work, ["rejected"]).await;
+    scene.read(&work, 1).await.next().await.reject("into the ring");
+    scene.settles_at(&work, 0).await;
+    time::sleep(ttl * 3 + scene.lateness()).await;
+    for _ in 0..20 {
+        let ready = scene.info(&ring).await.ready;
+        assert_eq!(ready, 0, "a message that only expires in the ring must not come back");
         time::sleep(Duration::from_millis(17)).await;
     }
 }

@@ -14,6 +14,8 @@ use crate::death::Deaths;
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) envelope: Arc<Envelope>,
+    /// What it counts toward the broker's limit of memory.
+    pub(crate) weight: usize,
     /// Its place in the queue, given when it first became ready.
     pub(crate) position: u64,
     pub(crate) priority: u8,
@@ -120,17 +122,24 @@ impl Lanes {
         self.lanes.iter().filter_map(|(_, lane)| lane.front()?.expires).min()
     }
 
-    /// Keeps the messages that `keep` says and gives how many went, and their bytes.
+    /// Keeps the messages that `keep` says and gives how many went, and their weight.
     pub(crate) fn retain(&mut self, keep: impl Fn(&Entry) -> bool) -> (usize, usize) {
-        let (len, bytes) = (self.len, self.bytes);
+        let entries = |lanes: &Self| -> (usize, usize, usize) {
+            let all = lanes.lanes.iter();
+            all.flat_map(|(_, lane)| lane.returned.values().chain(&lane.fresh)).fold(
+                (0, 0, 0),
+                |(count, bytes, weight), entry| {
+                    (count + 1, bytes + entry.bytes(), weight + entry.weight)
+                },
+            )
+        };
+        let (before, _, weight_before) = entries(self);
         for (_, lane) in &mut self.lanes {
             lane.returned.retain(|_, entry| keep(entry));
             lane.fresh.retain(&keep);
         }
-        let entries =
-            || self.lanes.iter().flat_map(|(_, lane)| lane.returned.values().chain(&lane.fresh));
-        let (left, left_bytes) = (entries().count(), entries().map(Entry::bytes).sum());
-        (self.len, self.bytes) = (left, left_bytes);
-        (len - left, bytes - left_bytes)
+        let (len, bytes, weight) = entries(self);
+        (self.len, self.bytes) = (len, bytes);
+        (before - len, weight_before - weight)
     }
 }

@@ -3,7 +3,8 @@
 use std::{collections::VecDeque, sync::Arc, task::Waker, time::Duration};
 
 use postrider_core::{
-    Env, Envelope, Error, ErrorKind, Overflow, QueueInfo, QueueKind, Result, Settlement,
+    Env, Envelope, Error, ErrorKind, HeaderValue, Overflow, QueueInfo, QueueKind, Result,
+    Settlement,
 };
 use tokio::time::Instant;
 
@@ -17,8 +18,8 @@ use super::{
 };
 use crate::death::{Deaths, Reason};
 
-/// What a message costs in memory beside its body, roughly.
-const ENTRY_BYTES: isize = 640;
+/// What a message costs in memory beside its body and texts, roughly.
+const ENTRY_BYTES: usize = 640;
 
 /// Memory is reported to the broker in steps of this many bytes, so that queues on different cores
 /// do not write one counter for each message.
@@ -108,8 +109,10 @@ impl State {
         if self.spec.overflow == Overflow::RejectPublish && self.would_overflow(&envelope) {
             return Admission::Refused;
         }
-        self.unreported += ENTRY_BYTES + envelope.message.body.len() as isize;
+        let weight = weight(&envelope);
+        self.unreported += weight as isize;
         let entry = Entry {
+            weight,
             priority: self.priority(&envelope),
             position: 0,
             expires: None,
@@ -224,7 +227,7 @@ impl State {
     fn collect(&mut self, index: usize) {
         let Self { consumers, spent, unreported, .. } = self;
         consumers[index].collect(|entry| {
-            *unreported -= ENTRY_BYTES + entry.bytes() as isize;
+            *unreported -= entry.weight as isize;
             spent.add(entry.envelope);
         });
     }
@@ -400,15 +403,19 @@ impl State {
     fn drop_if_done(&mut self, index: usize, env: &Env, effects: &mut Effects) {
         let consumer = &self.consumers[index];
         if consumer.is_cancelled() && consumer.outstanding() == 0 {
-            self.consumers.remove(index);
+            // Its stream may have asked again since it was cancelled.
+            effects.wakers.extend(self.consumers.remove(index).wake());
             if index < self.turn {
                 self.turn -= 1;
             }
             self.used = env.now();
         }
-        effects.delete |= self.spec.auto_delete
+        if self.spec.auto_delete
             && self.had_consumer
-            && self.consumers.iter().all(Attached::is_cancelled);
+            && self.consumers.iter().all(Attached::is_cancelled)
+        {
+            self.close(effects);
+        }
     }
 
     /// Unsettled messages of a consumer: those below tag `tag`, and those from it on.
@@ -445,7 +452,15 @@ impl State {
             }
         }
         self.expire(now, effects);
-        effects.delete |= self.expiry().is_some_and(|expiry| expiry <= now);
+        if self.expiry().is_some_and(|expiry| expiry <= now) {
+            self.close(effects);
+        }
+    }
+
+    /// Lets nobody in any more; the broker will take the queue away.
+    fn close(&mut self, effects: &mut Effects) {
+        self.deleted = true;
+        effects.delete = true;
     }
 
     fn expire(&mut self, now: Instant, effects: &mut Effects) {
@@ -483,7 +498,7 @@ impl State {
     // Leaving the queue
 
     fn forget(&mut self, entry: &Entry) {
-        self.unreported -= ENTRY_BYTES + entry.bytes() as isize;
+        self.unreported -= entry.weight as isize;
     }
 
     fn bury(&mut self, entry: Entry, reason: Reason, effects: &mut Effects) {
@@ -511,8 +526,8 @@ impl State {
     }
 
     fn drop_unless(&mut self, keep: impl Fn(&Entry) -> bool) -> u64 {
-        let (messages, bytes) = self.ready.retain(keep);
-        self.unreported -= messages as isize * ENTRY_BYTES + bytes as isize;
+        let (messages, weight) = self.ready.retain(keep);
+        self.unreported -= weight as isize;
         messages as u64
     }
 
@@ -523,13 +538,21 @@ impl State {
             consumer.cancel();
             effects.wakers.extend(consumer.wake());
             for entry in consumer.take_back(0) {
-                self.unreported -= ENTRY_BYTES + entry.bytes() as isize;
+                self.unreported -= entry.weight as isize;
             }
         }
         self.purge();
         self.spent = Spent::default();
         self.drop_delayed_unless(|_| false);
         effects.memory = std::mem::take(&mut self.unreported);
+    }
+
+    /// The memory taken since the last report, with what was acknowledged given back.
+    pub(crate) fn unreported(&mut self) -> isize {
+        for index in 0..self.consumers.len() {
+            self.collect(index);
+        }
+        self.unreported
     }
 
     // Looking
@@ -550,5 +573,25 @@ impl State {
         info.unsettled = Some(unsettled as u64);
         info.delayed = Some(self.delayed.len() as u64);
         info
+    }
+}
+
+/// What a message takes in memory.
+fn weight(envelope: &Envelope) -> usize {
+    let message = &envelope.message;
+    let headers: usize =
+        message.headers.iter().map(|(name, value)| name.len() + weight_of(value)).sum();
+    ENTRY_BYTES + message.body.len() + headers
+}
+
+fn weight_of(value: &HeaderValue) -> usize {
+    match value {
+        HeaderValue::Text(text) => text.len(),
+        HeaderValue::Bytes(bytes) => bytes.len(),
+        HeaderValue::List(items) => items.iter().map(weight_of).sum(),
+        HeaderValue::Map(headers) => {
+            headers.iter().map(|(name, value)| name.len() + weight_of(value)).sum()
+        }
+        _ => size_of::<HeaderValue>(),
     }
 }

@@ -354,6 +354,12 @@ impl Model {
         (queue.ready.len() as u64, unsettled as u64, queue.delayed.len() as u64, live as u32)
     }
 
+    /// All messages of all queues.
+    pub(crate) fn messages(&self) -> u64 {
+        let counts = (0..QUEUES.len()).map(|queue| self.counts(queue));
+        counts.map(|(ready, unsettled, delayed, _)| ready + unsettled + delayed).sum()
+    }
+
     pub(crate) fn consumer(&self, index: &Index) -> Option<usize> {
         (!self.consumers.is_empty()).then(|| index.index(self.consumers.len()))
     }

@@ -176,6 +176,8 @@ impl StateMachineTest for BrokerTest {
     }
 
     fn check_invariants(system: &System, model: &Model) {
+        let used = system.connections[2].broker().memory_used();
+        assert_eq!(used > 0, model.messages() > 0, "{used} bytes for what the queues hold");
         for (index, spec) in QUEUES.iter().enumerate() {
             let info = system.runtime.block_on(system.connections[2].queue_info(spec.name));
             let info = info.expect("asked").expect("it exists");
