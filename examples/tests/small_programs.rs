@@ -16,7 +16,7 @@ fn rpc() {
         said,
         "$10.00 are 1500 yen\n\
          the bank says NO_SUCH_MONEY: we have no shells\n\
-         service 'casino' is unavailable: it has no queue\n"
+         service 'casino' is unavailable: nobody serves it (there is no queue 'rpc_casino')\n"
     );
 }
 

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use common::{Log, SECOND, declare_queue, publish, take, text, transport, two_transports};
 use futures_util::{StreamExt, stream};
-use postrider_core::{Address, Message, Queue, Transport};
+use postrider_core::{Address, Message, Queue, Topology, Transport};
 use postrider_patterns::{
     CallOptions, Codec, Context, ErrorClass, HandlerError, Request, RpcClient, RpcError, RpcServer,
     Running,
@@ -140,6 +140,133 @@ async fn a_service_that_went_away_is_noticed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_call_to_a_service_that_just_stopped_ends_soon() {
+    let transport = transport();
+    let server = serve(&transport).await;
+    let client = RpcClient::new(&transport).await.unwrap();
+    client.call("math", &Double { number: 1 }).await.unwrap();
+    server.stop(SECOND).await;
+    let before = transport.env().now();
+    // It was heard of a moment ago, so the request is sent.
+    let error = client.call("math", &Double { number: 1 }).await.unwrap_err();
+    assert!(matches!(error, RpcError::Unavailable { sent: true, .. }), "{error}");
+    assert_eq!(error.class(), ErrorClass::Unknown);
+    assert_eq!(transport.env().now() - before, Duration::from_millis(500));
+    assert_eq!(
+        error.to_string(),
+        "service 'math' is unavailable: nobody serves it any more (queue 'rpc_math' has no \
+         consumer); the request was sent, and a server that returns in time may run it"
+    );
+    assert_eq!(client.stats().in_flight, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_whose_service_queue_is_deleted_ends_soon() {
+    let transport = transport();
+    let _server = RpcServer::new("math")
+        .method(|_request: Double, _context| std::future::pending())
+        .start(&transport)
+        .await
+        .unwrap();
+    let client = RpcClient::new(&transport).await.unwrap();
+    let before = transport.env().now();
+    let queue = Topology::new().queue(Queue::classic("rpc_math"));
+    let (error, ()) = tokio::join!(client.call("math", &Double { number: 1 }), async {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        transport.remove(&queue).await.unwrap();
+    });
+    assert!(matches!(error, Err(RpcError::Unavailable { sent: true, .. })), "{error:?}");
+    // It was asked after 0.5 s and again 1 s later.
+    assert_eq!(transport.env().now() - before, Duration::from_millis(1_500));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_stopping_still_answers_what_it_has_in_hand() {
+    let transport = transport();
+    let server = RpcServer::new("math")
+        .method(|request: Double, _context| async move {
+            tokio::time::sleep(8 * SECOND).await;
+            Ok(request.number)
+        })
+        .start(&transport)
+        .await
+        .unwrap();
+    let client = RpcClient::new(&transport).await.unwrap();
+    let (reply, report) = tokio::join!(client.call("math", &Double { number: 7 }), async {
+        tokio::time::sleep(SECOND).await;
+        server.stop(30 * SECOND).await
+    });
+    assert_eq!(reply.unwrap(), 7);
+    assert_eq!(report.finished, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_could_not_be_sent_in_time_says_so() {
+    let (ours, _) = two_transports();
+    let transport: Arc<dyn Transport> = ours.clone();
+    let _server = serve(&transport).await;
+    let client = RpcClient::new(&transport).await.unwrap();
+    client.call("math", &Double { number: 1 }).await.unwrap();
+    let options = || CallOptions::default().with_timeout(2 * SECOND);
+
+    ours.broker().raise_alarm("disk");
+    let before = transport.env().now();
+    let error = client.call_with("math", &Double { number: 1 }, options()).await.unwrap_err();
+    assert!(matches!(error, RpcError::Unavailable { sent: false, .. }), "{error}");
+    assert_eq!(error.class(), ErrorClass::Unavailable);
+    assert_eq!(transport.env().now() - before, 2 * SECOND);
+    ours.broker().clear_alarm();
+
+    for wait in [Duration::ZERO, 6 * SECOND] {
+        // Once while the service was just heard of, once when it must be asked for.
+        client.call("math", &Double { number: 1 }).await.unwrap();
+        tokio::time::advance(wait).await;
+        ours.lose_connection();
+        let error = client.call_with("math", &Double { number: 1 }, options()).await.unwrap_err();
+        assert!(matches!(error, RpcError::Unavailable { sent: false, .. }), "{error}");
+        ours.restore_connection();
+    }
+    assert_eq!(client.call("math", &Double { number: 2 }).await.unwrap(), 4);
+    assert_eq!(client.stats().in_flight, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_without_time_is_not_sent() {
+    let transport = transport();
+    let server = serve(&transport).await;
+    let client = RpcClient::new(&transport).await.unwrap();
+    let options = CallOptions::default().with_timeout(Duration::ZERO);
+    let error = client.call_with("math", &Double { number: 1 }, options).await.unwrap_err();
+    assert!(matches!(error, RpcError::TimedOut { after: Duration::ZERO, .. }), "{error}");
+    // What was sent before this call is handled before it.
+    client.call("math", &Double { number: 1 }).await.unwrap();
+    assert_eq!(server.stop(SECOND).await.released, 0);
+    assert_eq!(client.stats().late_replies, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn errors_of_calls_say_once_what_they_are_about() {
+    let transport = transport();
+    let client = RpcClient::new(&transport).await.unwrap();
+    let error = client.call("math", &Double { number: 1 }).await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "service 'math' is unavailable: nobody serves it (there is no queue 'rpc_math')"
+    );
+    declare_queue(&*transport, Queue::classic("rpc_math")).await;
+    let error = client.call("math", &Double { number: 1 }).await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "service 'math' is unavailable: nobody serves it (queue 'rpc_math' has no consumer)"
+    );
+    // A name that no queue can have is the caller's mistake.
+    let long = "m".repeat(300);
+    let error = client.call(&long, &Double { number: 1 }).await.unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Invalid, "{error}");
+    assert!(error.to_string().starts_with("call: a name may have 255 bytes"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_call_past_its_timeout_leaves_nothing_and_its_reply_is_late() {
     let transport = transport();
     let release = Arc::new(Notify::new());
@@ -257,6 +384,75 @@ async fn a_caller_that_is_gone_costs_nothing() {
     assert_eq!(common::ready(&*transport, "rpc_math").await, 0);
 }
 
+/// A server whose method counts its runs and takes a second, and a request to it whose reply goes
+/// to the queue `mine` of the other connection.
+async fn slow(
+    server: &Arc<dyn Transport>,
+    caller: &Arc<dyn Transport>,
+) -> (Running, tokio::sync::mpsc::Receiver<u32>) {
+    let (running, runs) = counting(server).await;
+    declare_queue(&**caller, Queue::exclusive("mine")).await;
+    let body = r#"{"method":"slow","params":null}"#;
+    let request = Message::new(body).with_reply_to("mine");
+    publish(&**caller, Address::queue("rpc_math"), request).await;
+    (running, runs)
+}
+
+async fn counting(transport: &Arc<dyn Transport>) -> (Running, tokio::sync::mpsc::Receiver<u32>) {
+    let (begun, runs) = tokio::sync::mpsc::channel(100);
+    let server = RpcServer::new("math").method_named("slow", move |(): (), context: Context| {
+        let begun = begun.clone();
+        async move {
+            begun.send(context.attempt()).await?;
+            tokio::time::sleep(SECOND).await;
+            Ok(())
+        }
+    });
+    (server.start(transport).await.unwrap(), runs)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_whose_reply_cannot_be_published_is_run_again() {
+    let (theirs, ours) = two_transports();
+    let (server, caller): (Arc<dyn Transport>, Arc<dyn Transport>) = (theirs.clone(), ours);
+    let (running, mut runs) = slow(&server, &caller).await;
+    runs.recv().await.unwrap();
+    theirs.broker().raise_alarm("disk");
+    runs.recv().await.unwrap();
+    assert_eq!((running.stats().acked, running.stats().released), (0, 1));
+    theirs.broker().clear_alarm();
+    let reply = take(&*caller, "mine").await;
+    assert_eq!(reply.body, r#"{"status":"success","data":null}"#);
+    running.stop(SECOND).await;
+    assert!(runs.recv().await.is_none());
+    assert_eq!(common::ready(&*caller, "rpc_math").await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_transport_that_closes_lets_a_server_answer_what_it_has_in_hand() {
+    let (theirs, ours) = two_transports();
+    let (server, caller): (Arc<dyn Transport>, Arc<dyn Transport>) = (theirs, ours);
+    let (running, mut runs) = slow(&server, &caller).await;
+    runs.recv().await.unwrap();
+    server.close(10 * SECOND).await.unwrap();
+    assert_eq!(running.stats().acked, 1);
+    take(&*caller, "mine").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_transport_that_closes_too_soon_leaves_the_request_to_another_server() {
+    let (theirs, ours) = two_transports();
+    let (server, caller): (Arc<dyn Transport>, Arc<dyn Transport>) = (theirs, ours);
+    let (running, mut runs) = slow(&server, &caller).await;
+    runs.recv().await.unwrap();
+    server.close(SECOND / 2).await.unwrap_err();
+    tokio::time::sleep(2 * SECOND).await;
+    assert_eq!(running.stats().acked, 0);
+    let (_other, mut runs) = counting(&caller).await;
+    runs.recv().await.unwrap();
+    take(&*caller, "mine").await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn too_many_calls_are_refused_and_not_queued() {
     let transport = transport();
@@ -362,4 +558,12 @@ async fn a_method_that_is_registered_twice_is_refused_at_the_start() {
     let error = server.start(&transport).await.unwrap_err();
     assert_eq!(error.kind(), postrider_core::ErrorKind::Invalid);
     assert!(error.to_string().contains("double"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_without_methods_is_refused_at_the_start() {
+    let transport = transport();
+    let error = RpcServer::new("math").start(&transport).await.unwrap_err();
+    assert_eq!(error.kind(), postrider_core::ErrorKind::Invalid);
+    assert!(transport.queue_info("rpc_math").await.unwrap().is_none());
 }

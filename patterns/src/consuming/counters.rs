@@ -14,7 +14,7 @@ pub struct RunStats {
     pub released: u64,
     /// Requests whose deadline had passed and that were not run. RPC servers only.
     pub expired: u64,
-    /// Replies that reached nobody. RPC servers only.
+    /// Replies that were dropped because they reached nobody or were refused. RPC servers only.
     pub replies_dropped: u64,
 }
 

@@ -1,17 +1,19 @@
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, pin::pin, sync::Arc, time::Duration};
 
-use futures_util::{StreamExt, stream::BoxStream};
+use futures_util::{FutureExt, StreamExt, stream::BoxStream};
 use postrider_core::{
-    Address, Consumer, ConsumerOptions, Envelope, Message, Publisher, PublisherOptions, Queue,
-    Result, Topology, Transport, TransportEvent, Verdict,
+    Address, Confirm, Consumer, ConsumerOptions, Envelope, Message, Publisher, PublisherOptions,
+    Queue, Result, Topology, Transport, TransportEvent, Verdict, check_name,
 };
 use serde::{Serialize, de::DeserializeOwned};
+use tokio::time::timeout_at;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     Request, RpcError,
+    call::Call,
     pending::{Pending, Ticket},
-    presence::{Answer, Presence},
+    presence::{Answer, Patience, Presence},
     wire,
 };
 use crate::{
@@ -109,12 +111,19 @@ impl RpcClient {
 
     /// Calls the method of `request` at `service` and waits for its reply.
     ///
+    /// A service that nobody serves is told before anything is sent; what was heard of a service
+    /// counts for 5 seconds. One whose last server went away meanwhile is noticed after 500
+    /// milliseconds without a reply, or at the next look: 1, 2, 4 and then every 5 seconds later. A
+    /// server that is stopping may still answer what it has in hand, and is waited for.
+    ///
     /// When the future is dropped, the call is given up: the request may still be handled, and its
     /// reply is dropped.
     ///
     /// # Errors
     ///
-    /// [`RpcError`], whose cases say what is known about the request.
+    /// [`RpcError`], whose cases say what is known about the request:
+    /// [`Unavailable`](RpcError::Unavailable) when nobody serves it or it could not be sent in time,
+    /// [`TimedOut`](RpcError::TimedOut) when it was sent and no reply came in time.
     pub async fn call<R: Request>(&self, service: &str, request: &R) -> Result<R::Reply, RpcError> {
         self.call_with(service, request, CallOptions::default()).await
     }
@@ -151,18 +160,15 @@ impl RpcClient {
         R: DeserializeOwned,
     {
         let timeout = self.inner.timeout_of(&options);
-        let reply = tokio::time::timeout(
+        let call = Call {
+            service,
+            method,
+            queue: self.inner.naming.rpc_queue(service),
             timeout,
-            self.inner.exchange(service, method, params, &options, timeout),
-        );
-        match reply.await {
-            Ok(reply) => wire::decode_reply(&reply?.message, self.inner.limits),
-            Err(_elapsed) => Err(RpcError::TimedOut {
-                service: service.to_owned(),
-                method: method.to_owned(),
-                after: timeout,
-            }),
-        }
+            until: self.inner.transport.env().now() + timeout,
+        };
+        let reply = self.inner.exchange(&call, params, options.parent.as_ref()).await?;
+        wire::decode_reply(&reply.message, self.inner.limits)
     }
 
     /// What the client has in hand.
@@ -185,62 +191,92 @@ impl Inner {
     /// Sends a request and waits for its reply.
     async fn exchange<P: Serialize + Sync + ?Sized>(
         &self,
-        service: &str,
-        method: &str,
+        call: &Call<'_>,
         params: &P,
-        options: &CallOptions,
-        timeout: Duration,
+        parent: Option<&Context>,
     ) -> Result<Arc<Envelope>, RpcError> {
-        let queue = self.naming.rpc_queue(service);
-        let id = self.transport.env().new_id().to_string();
-        let message = self.request(&id, method, params, options, timeout)?;
-        let unavailable = |reason| RpcError::Unavailable { service: service.to_owned(), reason };
-        match self.presence.check(&queue).await {
-            Answer::Served => {}
-            Answer::NoQueue => return Err(unavailable("it has no queue")),
-            Answer::NoConsumer => return Err(unavailable("nobody takes from its queue")),
+        check_name("call", &call.queue)?;
+        if call.timeout.is_zero() {
+            return Err(call.timed_out());
         }
+        let id = self.transport.env().new_id().to_string();
+        let message = self.request(&id, call, params, parent)?;
         let mut ticket = self.pending.register(id)?;
-        let envelope = Envelope::new(Address::queue(queue.clone()), message);
-        let answer = match self.send(envelope, &mut ticket).await? {
-            Sent::Answered(answer) => answer,
-            Sent::Unroutable => {
-                self.presence.forget(&queue);
-                return Err(unavailable("it has no queue"));
-            }
-        };
-        let reply = answer.map_err(|cause| RpcError::Unknown { cause: cause.to_string() })?;
-        self.presence.heard(&queue);
+        let sending = timeout_at(call.until, self.send(call, message));
+        let confirm = sending.await.unwrap_or_else(|_late| Err(call.not_sent()))?;
+        ticket.sent();
+        let waiting = timeout_at(call.until, self.reply(call, confirm, &mut ticket));
+        let reply = waiting.await.unwrap_or_else(|_late| Err(call.timed_out()))?;
+        self.presence.heard(&call.queue);
         Ok(reply)
     }
 
-    async fn send(&self, envelope: Envelope, ticket: &mut Ticket) -> Result<Sent, RpcError> {
-        let confirm = self.publisher.send(envelope).await?;
-        ticket.sent();
-        // The reply may come before the broker's verdict does.
-        let verdict = tokio::select! {
-            biased;
-            answer = ticket.answer() => return Ok(Sent::Answered(answer)),
-            verdict = confirm => verdict,
-        };
-        match verdict {
-            Verdict::Accepted => Ok(Sent::Answered(ticket.answer().await)),
-            Verdict::Unroutable => Ok(Sent::Unroutable),
-            Verdict::Rejected(reason) => Err(RpcError::Throttled {
-                reason: format!("the service's queue takes no more: {reason}"),
-            }),
-            Verdict::Unknown(cause) => Err(RpcError::Unknown { cause: cause.into_owned() }),
+    /// Sends a request, unless nobody serves it.
+    async fn send(&self, call: &Call<'_>, message: Message) -> Result<Confirm, RpcError> {
+        match self.presence.check(&call.queue).await {
+            Answer::Served => {}
+            Answer::NoQueue => return Err(call.no_queue()),
+            Answer::NoConsumer { .. } => return Err(call.no_consumer()),
+        }
+        let envelope = Envelope::new(Address::queue(call.queue.clone()), message);
+        Ok(self.publisher.send(envelope).await?)
+    }
+
+    /// Waits for the reply to a request that was sent, as long as one may come.
+    async fn reply(
+        &self,
+        call: &Call<'_>,
+        confirm: Confirm,
+        ticket: &mut Ticket,
+    ) -> Result<Arc<Envelope>, RpcError> {
+        let mut confirm = confirm.fuse();
+        let mut abandoned = pin!(self.abandoned(call));
+        loop {
+            tokio::select! {
+                biased;
+                // The reply may come before the broker's verdict does.
+                answer = ticket.answer() => {
+                    return answer.map_err(|cause| RpcError::Unknown { cause: cause.to_string() });
+                }
+                verdict = &mut confirm => match verdict {
+                    Verdict::Accepted => {}
+                    Verdict::Unroutable => {
+                        self.presence.forget(&call.queue);
+                        return Err(call.no_queue());
+                    }
+                    Verdict::Rejected(reason) => return Err(RpcError::Throttled {
+                        reason: format!("the service's queue takes no more: {reason}"),
+                    }),
+                    Verdict::Unknown(cause) => {
+                        return Err(RpcError::Unknown { cause: cause.into_owned() });
+                    }
+                },
+                error = &mut abandoned => return Err(error),
+            }
+        }
+    }
+
+    /// Ends when no reply to a request that was sent can be expected any more.
+    async fn abandoned(&self, call: &Call<'_>) -> RpcError {
+        let mut patience = Patience::new();
+        loop {
+            tokio::time::sleep(patience.next()).await;
+            match self.presence.check_again(&call.queue).await {
+                Answer::Served | Answer::NoConsumer { left: false } => {}
+                Answer::NoConsumer { left: true } => return call.left(),
+                Answer::NoQueue => return call.queue_gone(),
+            }
         }
     }
 
     fn request<P: Serialize + ?Sized>(
         &self,
         id: &str,
-        method: &str,
+        call: &Call<'_>,
         params: &P,
-        options: &CallOptions,
-        timeout: Duration,
+        parent: Option<&Context>,
     ) -> Result<Message, RpcError> {
+        let Call { method, timeout, .. } = *call;
         let now = self.transport.env().timestamp();
         let body = wire::encode_request(self.codec, self.limits, method, params, now)?;
         let mut message = Message::new(body)
@@ -254,7 +290,7 @@ impl Inner {
             .with_ttl(whole_millis(timeout))
             // It dies with its deadline and need not outlive a restart of the broker.
             .transient();
-        if let Some(context) = &options.parent {
+        if let Some(context) = parent {
             message.causation_id = context.message_id().map(|id| id.to_owned().into());
             if let Some(conversation) = context.conversation_id() {
                 message.headers.set(headers::CONVERSATION_ID, conversation.to_owned());
@@ -262,11 +298,6 @@ impl Inner {
         }
         Ok(message)
     }
-}
-
-enum Sent {
-    Answered(super::pending::Answer),
-    Unroutable,
 }
 
 /// Brokers count in milliseconds; a time to live must not be shorter than the call.

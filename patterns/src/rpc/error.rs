@@ -11,15 +11,23 @@ use crate::{
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum RpcError {
-    /// Nobody serves it. The request was not handled.
+    /// Nobody serves it, or it could not be reached in time.
+    ///
+    /// Before the request was sent, nothing was handled. Afterwards it may have been handled by a
+    /// server that went away; and one that lies in the service's queue is run by a server that
+    /// returns within the call's timeout, which is the request's time to live.
     #[error("service '{service}' is unavailable: {reason}")]
     Unavailable {
         /// The service that was called.
         service: String,
         /// How that is known.
-        reason: &'static str,
+        reason: String,
+        /// Whether the request was sent. The class is [`ErrorClass::Unknown`] then, else
+        /// [`ErrorClass::Unavailable`].
+        sent: bool,
     },
-    /// No reply came in time. The request may have been handled all the same.
+    /// The request was sent and no reply came in time. It may have been handled all the same. A
+    /// call without any time is not sent; `after` is zero then.
     #[error("no reply to '{method}' of service '{service}' within {after:?}")]
     TimedOut {
         /// The service that was called.
@@ -65,7 +73,7 @@ pub enum RpcError {
     #[error("call: {0}")]
     Codec(#[from] CodecError),
     /// The transport did not send the request.
-    #[error("call: {0}")]
+    #[error(transparent)]
     Transport(#[from] postrider_core::Error),
 }
 
@@ -74,7 +82,8 @@ impl RpcError {
     #[must_use]
     pub fn class(&self) -> ErrorClass {
         match self {
-            Self::Unavailable { .. } => ErrorClass::Unavailable,
+            Self::Unavailable { sent: false, .. } => ErrorClass::Unavailable,
+            Self::Unavailable { sent: true, .. } => ErrorClass::Unknown,
             Self::TimedOut { .. } => ErrorClass::DeadlineExceeded,
             Self::Throttled { .. } => ErrorClass::Throttled,
             Self::Rejected { .. } => ErrorClass::Rejected,

@@ -2,9 +2,10 @@
 //!
 //! An [`RpcClient`] multiplexes any number of calls over one reply queue; an [`RpcServer`] runs the
 //! methods of a service. Every call ends: with its reply, with the error that the service gave, at
-//! once with [`RpcError::Unavailable`] when nobody serves it, or with [`RpcError::TimedOut`]. A call
-//! that was given up leaves nothing behind. Requests are handled at least once: one that is
-//! delivered again after a crash is run again.
+//! once with [`RpcError::Unavailable`] when nobody serves it (within half a second or so when the
+//! last server has just gone), or with [`RpcError::TimedOut`]. A call that was given up leaves
+//! nothing behind. Requests are handled at least once: one that is delivered again after a crash,
+//! or whose reply could not be published, is run again.
 //!
 //! # Example: a service and a call
 //!
@@ -44,6 +45,7 @@
 //! # }
 //! ```
 
+mod call;
 mod client;
 mod error;
 mod pending;

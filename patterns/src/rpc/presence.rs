@@ -14,8 +14,15 @@ use futures_util::{
 use postrider_core::{Env, Transport};
 use tokio::time::Instant;
 
-/// How long a sign of life counts.
+/// How long a sign of life counts for calls that are to be sent.
 const FRESH: Duration = Duration::from_secs(5);
+
+/// How long a call that was sent waits before it asks for its service, and how long such an answer
+/// counts for the other calls that wait.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// The longest time from one such question to the next.
+const MOST_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How many services are remembered. Whoever calls more of them asks more often.
 const MOST_SERVICES: usize = 1_024;
@@ -25,14 +32,34 @@ const MOST_SERVICES: usize = 1_024;
 pub(super) enum Answer {
     Served,
     NoQueue,
-    NoConsumer,
+    /// Nobody takes from the queue. When requests wait in it and nobody has one in hand, they are
+    /// left; else a server that is stopping may still answer.
+    NoConsumer {
+        left: bool,
+    },
 }
 
 type Question = Shared<BoxFuture<'static, Answer>>;
 
 enum Sign {
-    Heard(Instant),
+    Told { answer: Answer, at: Instant },
     Asking(Question),
+}
+
+/// When a call that waits for its reply asks for its service: the times between grow.
+pub(super) struct Patience(Duration);
+
+impl Patience {
+    pub(super) const fn new() -> Self {
+        Self(PATIENCE)
+    }
+
+    /// How long to wait until the next question.
+    pub(super) fn next(&mut self) -> Duration {
+        let wait = self.0;
+        self.0 = (wait * 2).min(MOST_PATIENCE);
+        wait
+    }
 }
 
 /// Remembers which services were heard of lately, and asks the broker about the others: once, however
@@ -53,26 +80,43 @@ impl Presence {
         self.signs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether `queue` has a consumer, as far as is known. Cancellation safe.
+    /// Whether `queue` has a consumer, as far as is known before a call is sent. Cancellation safe.
     pub(super) async fn check(&self, queue: &str) -> Answer {
-        let Some(question) = self.question(queue) else {
-            return Answer::Served;
+        self.answer(queue, |answer, age| answer == Answer::Served && age < FRESH).await
+    }
+
+    /// Whether a call that was sent [`Patience`] ago can still be answered. Cancellation safe.
+    pub(super) async fn check_again(&self, queue: &str) -> Answer {
+        self.answer(queue, |_answer, age| age < PATIENCE).await
+    }
+
+    /// What was told of `queue` where that is good enough, else what the broker says now.
+    async fn answer(&self, queue: &str, good: impl Fn(Answer, Duration) -> bool) -> Answer {
+        let question = match self.question(queue, good) {
+            Ok(answer) => return answer,
+            Err(question) => question,
         };
         let answer = question.await;
-        match answer {
-            Answer::Served => self.heard(queue),
-            Answer::NoQueue | Answer::NoConsumer => self.forget(queue),
+        // A reply that came meanwhile tells more than the answer does.
+        if let Some(sign @ Sign::Asking(_)) = self.signs().get_mut(queue) {
+            *sign = Sign::Told { answer, at: self.env.now() };
         }
         answer
     }
 
-    /// The question to wait for, unless the service was heard of lately.
-    fn question(&self, queue: &str) -> Option<Question> {
+    /// The answer that is there, or the question to wait for.
+    fn question(
+        &self,
+        queue: &str,
+        good: impl Fn(Answer, Duration) -> bool,
+    ) -> Result<Answer, Question> {
         let now = self.env.now();
         let mut signs = self.signs();
         match signs.get(queue) {
-            Some(Sign::Heard(at)) if now.duration_since(*at) < FRESH => return None,
-            Some(Sign::Asking(question)) => return Some(question.clone()),
+            Some(Sign::Told { answer, at }) if good(*answer, now.duration_since(*at)) => {
+                return Ok(*answer);
+            }
+            Some(Sign::Asking(question)) => return Err(question.clone()),
             _ => {}
         }
         if signs.len() >= MOST_SERVICES {
@@ -80,17 +124,17 @@ impl Presence {
         }
         let question = ask(Arc::clone(&self.transport), queue.to_owned()).boxed().shared();
         signs.insert(queue.to_owned(), Sign::Asking(question.clone()));
-        Some(question)
+        Err(question)
     }
 
     /// The service gave a sign of life.
     pub(super) fn heard(&self, queue: &str) {
-        let now = self.env.now();
+        let told = Sign::Told { answer: Answer::Served, at: self.env.now() };
         let mut signs = self.signs();
         match signs.get_mut(queue) {
-            Some(sign) => *sign = Sign::Heard(now),
+            Some(sign) => *sign = told,
             None => {
-                signs.insert(queue.to_owned(), Sign::Heard(now));
+                signs.insert(queue.to_owned(), told);
             }
         }
     }
@@ -104,7 +148,10 @@ impl Presence {
 async fn ask(transport: Arc<dyn Transport>, queue: String) -> Answer {
     match transport.queue_info(&queue).await {
         Ok(Some(info)) if info.consumers > 0 => Answer::Served,
-        Ok(Some(_)) => Answer::NoConsumer,
+        Ok(Some(info)) => {
+            let left = info.ready > 0 && info.unsettled.unwrap_or(0) == 0;
+            Answer::NoConsumer { left }
+        }
         Ok(None) => Answer::NoQueue,
         // A broker that does not tell leaves it to the request itself.
         Err(error) => {
@@ -117,5 +164,17 @@ async fn ask(transport: Arc<dyn Transport>, queue: String) -> Answer {
 impl fmt::Debug for Presence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Presence").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_asks_ever_less_often() {
+        let mut patience = Patience::new();
+        let waits: Vec<_> = (0..6).map(|_| patience.next().as_millis()).collect();
+        assert_eq!(waits, [500, 1_000, 2_000, 4_000, 5_000, 5_000]);
     }
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use postrider_core::{
     Address, DeliveryInfo, Env, Envelope, Error, ErrorKind, Message, Publisher, PublisherOptions,
-    Queue, Result, Topology, Transport, Verdict,
+    Queue, Result, Topology, Transport,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tokio_util::sync::CancellationToken;
@@ -35,8 +35,12 @@ type Method = Arc<
 
 /// Runs the methods of a service. Servers of one service share its requests.
 ///
-/// A request is acknowledged after its reply was published. A handler's error is an answer: its
-/// class, code and message go to the caller. What an error of class
+/// A request is acknowledged after the broker has its reply. When the reply cannot be published,
+/// or it is not known whether it was, the request goes back to its queue and is run again. Only a
+/// reply that reaches no queue, because its caller is gone, or that the broker refuses is dropped
+/// and counted in [`RunStats::replies_dropped`](crate::RunStats::replies_dropped).
+///
+/// A handler's error is an answer: its class, code and message go to the caller. What an error of class
 /// [`Internal`](ErrorClass::Internal) says stays in the log, a panic's text included, unless
 /// [`expose_details`](Self::expose_details) is set. A body whose method cannot be read is answered
 /// where it can be and kept in the dead-letter queue. A request whose deadline has passed is not
@@ -139,11 +143,23 @@ impl RpcServer {
 
     /// Declares the service's queue and its dead-letter queue, and begins to serve.
     ///
+    /// Cancellation safe: when the future is dropped, nothing is served, and what was declared
+    /// stays, the service's queue for 60 seconds.
+    ///
     /// # Errors
     ///
-    /// [`ErrorKind::Invalid`] for a method that was added twice or options out of range, and what
-    /// [`Transport::declare`], [`Transport::publisher`] and [`Transport::consumer`] fail with.
+    /// [`ErrorKind::Invalid`] for a server without methods, a method that was added twice or options
+    /// out of range, and what [`Transport::declare`], [`Transport::publisher`] and
+    /// [`Transport::consumer`] fail with.
     pub async fn start(self, transport: &Arc<dyn Transport>) -> Result<Running> {
+        if self.methods.is_empty() {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                "start",
+                "a server without methods would refuse every request; add one",
+            )
+            .with_context("service", self.service));
+        }
         if !self.duplicates.is_empty() {
             return Err(Error::new(
                 ErrorKind::Invalid,
@@ -188,6 +204,37 @@ impl fmt::Debug for RpcServer {
     }
 }
 
+/// Whether a request has the reply that it can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Replied {
+    Done,
+    Not,
+}
+
+impl Replied {
+    /// After a publish that failed: whether the same reply may get through another time.
+    const fn after(failure: ErrorKind) -> Self {
+        match failure {
+            ErrorKind::Closed
+            | ErrorKind::Unavailable
+            | ErrorKind::TimedOut
+            | ErrorKind::Unknown
+            | ErrorKind::Internal => Self::Not,
+            // Nobody waits for it, or its queue or the broker will never take it.
+            _ => Self::Done,
+        }
+    }
+}
+
+impl From<Replied> for Disposition {
+    fn from(replied: Replied) -> Self {
+        match replied {
+            Replied::Done => Self::Ack,
+            Replied::Not => Self::Release,
+        }
+    }
+}
+
 /// Answers one request after the other.
 struct Serve {
     methods: HashMap<String, Method>,
@@ -209,8 +256,10 @@ impl Process for Serve {
         let (codec, method) = match self.read(request) {
             Ok(read) => read,
             Err(error) => {
-                self.reply(request, Codec::Json, Err(&error)).await;
-                return Disposition::DeadLetter(error);
+                return match self.reply(request, Codec::Json, Err(&error)).await {
+                    Replied::Done => Disposition::DeadLetter(error),
+                    Replied::Not => Disposition::Release,
+                };
             }
         };
         if request.deadline.is_some_and(|deadline| deadline <= self.env.timestamp()) {
@@ -219,8 +268,7 @@ impl Process for Serve {
                 ErrorClass::DeadlineExceeded,
                 "the request's deadline had passed before it was handled",
             );
-            self.reply(request, codec, Err(&late)).await;
-            return Disposition::Ack;
+            return self.reply(request, codec, Err(&late)).await.into();
         }
         let outcome = match method {
             Ok(method) => {
@@ -240,8 +288,7 @@ impl Process for Serve {
         {
             tracing::error!(queue = %info.queue, %error, "a request failed");
         }
-        self.reply(request, codec, outcome.as_ref()).await;
-        Disposition::Ack
+        self.reply(request, codec, outcome.as_ref()).await.into()
     }
 }
 
@@ -266,18 +313,23 @@ impl Serve {
     }
 
     /// Publishes the reply and waits until the broker has it. A caller that is gone is no failure.
-    async fn reply(&self, request: &Message, codec: Codec, outcome: Result<&Bytes, &HandlerError>) {
+    async fn reply(
+        &self,
+        request: &Message,
+        codec: Codec,
+        outcome: Result<&Bytes, &HandlerError>,
+    ) -> Replied {
         let Some(reply_to) = request.reply_to.clone() else {
             if let Err(error) = outcome {
                 tracing::warn!(%error, "a request without reply-to failed");
             }
-            return;
+            return Replied::Done;
         };
         let reply = match outcome {
             Ok(body) => Message::new(body.clone()),
             Err(error) => match self.error_reply(codec, error) {
                 Some(reply) => reply,
-                None => return,
+                None => return Replied::Done,
             },
         };
         let mut reply = reply
@@ -288,15 +340,25 @@ impl Serve {
             .transient();
         reply.correlation_id.clone_from(&request.correlation_id);
         reply.causation_id.clone_from(&request.message_id);
-        let verdict =
-            match self.publisher.send(Envelope::new(Address::Queue(reply_to), reply)).await {
-                Ok(confirm) => confirm.await,
-                Err(error) => Verdict::Unknown(error.to_string().into()),
-            };
-        if !verdict.is_accepted() {
-            self.counters.add(Count::RepliesDropped);
-            tracing::debug!(?verdict, "a reply reached nobody");
+        let envelope = Envelope::new(Address::Queue(reply_to), reply);
+        let published = match self.publisher.send(envelope).await {
+            Ok(confirm) => confirm.await.into_result(),
+            Err(error) => Err(error),
+        };
+        let Err(error) = published else {
+            return Replied::Done;
+        };
+        let replied = Replied::after(error.kind());
+        match replied {
+            Replied::Done => {
+                self.counters.add(Count::RepliesDropped);
+                tracing::debug!(%error, "a reply was dropped");
+            }
+            Replied::Not => {
+                tracing::warn!(%error, "a reply was not published; its request is run again");
+            }
         }
+        replied
     }
 
     fn error_reply(&self, codec: Codec, error: &HandlerError) -> Option<Message> {
