@@ -54,7 +54,7 @@ async fn times_that_no_broker_takes_are_refused() {
 
 #[tokio::test]
 async fn a_long_chain_of_dead_letters_is_followed_to_its_end() {
-    const LENGTH: usize = 5_000;
+    const LENGTH: usize = 1_000;
     let transport = InMemory::connect("memory://").expect("a runtime");
     let name = |n: usize| format!("link-{n}");
     let mut topology = Topology::new().queue(Queue::durable(name(LENGTH)));
