@@ -16,7 +16,7 @@ pub enum PublishError {
     Codec(#[from] CodecError),
     /// The transport or the broker did not take it. With
     /// [`ErrorKind::Unknown`](postrider_core::ErrorKind::Unknown) it may be stored all the same.
-    #[error("not published: {0}")]
+    #[error(transparent)]
     Transport(#[from] postrider_core::Error),
 }
 

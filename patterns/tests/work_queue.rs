@@ -2,12 +2,18 @@
 
 mod common;
 
-use common::{Log, SECOND, publish, take, text, transport};
-use postrider_core::{Address, ErrorKind, HeaderValue, Message};
-use postrider_patterns::{
-    Codec, Context, HandlerError, Jitter, PublishError, RetryPolicy, SubmitOptions, Task,
-    WorkQueue, Worker,
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
 };
+
+use common::{Log, SECOND, publish, take, text, transport};
+use postrider_core::{Address, ErrorKind, HeaderValue, Message, Queue, Topology, Transport};
+use postrider_patterns::{
+    Codec, Context, ErrorClass, HandlerError, Jitter, PublishError, RetryPolicy, SubmitOptions,
+    Task, WorkQueue, Worker,
+};
+use postrider_transport_inmemory::InMemory;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
@@ -118,6 +124,86 @@ async fn a_task_that_panics_is_bounded() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_handler_that_calls_itself_off_is_bounded() {
+    let transport = transport();
+    let tasks = WorkQueue::new(&transport).await.unwrap();
+    let worker = Worker::new("email").on(|_task: Email, _context| async {
+        Err(HandlerError::new(ErrorClass::Cancelled, "not today"))
+    });
+    let running = worker.retry(steady()).start(&transport).await.unwrap();
+    tasks.submit(&Email { to: 1 }).await.unwrap();
+    let dead = take(&*transport, "dead_letter_email").await;
+    assert_eq!(text(&dead, "postrider-error-class"), Some("CANCELLED"));
+    assert_eq!((running.stats().retried, running.stats().released), (8, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_ends_because_it_is_given_up_is_not_counted() {
+    let transport = transport();
+    let tasks = WorkQueue::new(&transport).await.unwrap();
+    let (begun, mut beginning) = mpsc::channel(1);
+    let worker = Worker::new("email").on(move |_task: Email, context: Context| {
+        let begun = begun.clone();
+        async move {
+            begun.send(()).await?;
+            context.cancellation().cancelled().await;
+            Err(HandlerError::new(ErrorClass::Cancelled, "the worker stops"))
+        }
+    });
+    let running = worker.start(&transport).await.unwrap();
+    tasks.submit(&Email { to: 1 }).await.unwrap();
+    beginning.recv().await.unwrap();
+    let report = running.stop(SECOND).await;
+    assert_eq!((report.finished, report.released, report.still_running), (0, 1, 0));
+    assert_eq!(common::deliver(&*transport, "email").await.info().failures, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handler_that_blocks_its_thread_does_not_hold_the_stop() {
+    let transport: Arc<dyn Transport> = Arc::new(InMemory::connect("memory://").unwrap());
+    let tasks = WorkQueue::new(&transport).await.unwrap();
+    let (begun, mut beginning) = mpsc::channel(1);
+    let (unblock, gate) = std::sync::mpsc::channel::<()>();
+    let gate = Arc::new(Mutex::new(gate));
+    let worker = Worker::new("email").on(move |_task: Email, _context| {
+        let (begun, gate) = (begun.clone(), Arc::clone(&gate));
+        async move {
+            begun.send(()).await?;
+            tokio::task::block_in_place(|| gate.lock().unwrap().recv())?;
+            Ok(())
+        }
+    });
+    let running = worker.start(&transport).await.unwrap();
+    tasks.submit(&Email { to: 1 }).await.unwrap();
+    beginning.recv().await.unwrap();
+    let report = running.stop(Duration::from_millis(10)).await;
+    assert_eq!((report.finished, report.released, report.still_running), (0, 0, 1));
+    // It has the task still, and is done with it in its own time.
+    unblock.send(()).unwrap();
+    let mut rest = transport.queue_info("email").await.unwrap().unwrap();
+    while rest.unsettled != Some(0) {
+        tokio::task::yield_now().await;
+        rest = transport.queue_info("email").await.unwrap().unwrap();
+    }
+    assert_eq!(rest.ready, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_that_was_deleted_is_declared_again() {
+    let transport = transport();
+    let tasks = WorkQueue::new(&transport).await.unwrap();
+    let queue = Topology::new().queue(Queue::durable("email"));
+    tasks.submit(&Email { to: 1 }).await.unwrap();
+    transport.remove(&queue).await.unwrap();
+    let id = tasks.submit(&Email { to: 2 }).await.unwrap();
+    let kept = take(&*transport, "email").await;
+    assert_eq!(kept.message_id.as_deref(), Some(id.as_str()));
+    transport.remove(&queue).await.unwrap();
+    tasks.submit_all(&[3, 4].map(|to| Email { to })).await.unwrap();
+    assert_eq!(common::ready(&*transport, "email").await, 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn unknown_and_undecodable_tasks_are_kept_with_the_reason() {
     let transport = transport();
     let (worker, mut sent) = sending();
@@ -186,7 +272,7 @@ async fn stopping_drains_and_gives_the_rest_back() {
     let before = transport.env().now();
     let report = running.stop(10 * SECOND).await;
     assert_eq!(transport.env().now() - before, 10 * SECOND);
-    assert_eq!((report.finished, report.released), (1, 2));
+    assert_eq!((report.finished, report.released, report.still_running), (1, 2, 0));
     assert_eq!(started.items(), [1, 2, 3]);
     assert!(tokens.iter().all(|token| token.is_cancelled()));
 

@@ -18,9 +18,10 @@ pub struct RunStats {
     pub replies_dropped: u64,
 }
 
-/// One of the figures of [`RunStats`].
+/// One of the figures of [`RunStats`], or how many messages were taken in hand.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Count {
+    Taken,
     Acked,
     Retried,
     DeadLettered,
@@ -30,7 +31,7 @@ pub(crate) enum Count {
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Counters([AtomicU64; 6]);
+pub(crate) struct Counters([AtomicU64; 7]);
 
 impl Counters {
     pub(crate) fn add(&self, count: Count) {
@@ -38,14 +39,23 @@ impl Counters {
     }
 
     pub(crate) fn stats(&self) -> RunStats {
-        let get = |count: Count| self.0[count as usize].load(Ordering::Relaxed);
         RunStats {
-            acked: get(Count::Acked),
-            retried: get(Count::Retried),
-            dead_lettered: get(Count::DeadLettered),
-            released: get(Count::Released),
-            expired: get(Count::Expired),
-            replies_dropped: get(Count::RepliesDropped),
+            acked: self.get(Count::Acked),
+            retried: self.get(Count::Retried),
+            dead_lettered: self.get(Count::DeadLettered),
+            released: self.get(Count::Released),
+            expired: self.get(Count::Expired),
+            replies_dropped: self.get(Count::RepliesDropped),
         }
+    }
+
+    /// How many of the messages that were taken in hand are not settled, by those figures.
+    pub(crate) fn in_hand(&self, stats: &RunStats) -> u64 {
+        let settled = stats.acked + stats.retried + stats.dead_lettered + stats.released;
+        self.get(Count::Taken).saturating_sub(settled)
+    }
+
+    fn get(&self, count: Count) -> u64 {
+        self.0[count as usize].load(Ordering::Relaxed)
     }
 }

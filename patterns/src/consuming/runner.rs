@@ -126,9 +126,9 @@ async fn run<P: Process>(
             };
             match delivery {
                 Some(Ok(delivery)) => {
-                    let work = Arc::clone(&work);
+                    let in_hand = InHand::new(&work, delivery);
                     handlers.spawn(async move {
-                        work.handle(delivery).await;
+                        in_hand.handle().await;
                         drop(place);
                     });
                 }
@@ -154,57 +154,61 @@ async fn run<P: Process>(
     handlers.shutdown().await;
 }
 
-impl<P: Process> Work<P> {
-    async fn handle(self: Arc<Self>, delivery: Delivery) {
+/// A delivery whose handler is at work. When the handler is given up, it goes back to the queue.
+struct InHand<P: Process> {
+    work: Arc<Work<P>>,
+    delivery: Option<Delivery>,
+}
+
+impl<P: Process> InHand<P> {
+    fn new(work: &Arc<Work<P>>, delivery: Delivery) -> Self {
+        work.runner.counters.add(Count::Taken);
+        Self { work: Arc::clone(work), delivery: Some(delivery) }
+    }
+
+    async fn handle(self) {
+        let Some(delivery) = &self.delivery else { return };
         let (envelope, info) = (Arc::clone(delivery.envelope()), delivery.info().clone());
-        let in_hand = InHand { delivery: Some(delivery), counters: &self.runner.counters };
-        let disposition = self.runner.process.process(&envelope, &info, &self.kill).await;
-        match disposition {
-            Disposition::Ack => in_hand.settle(Count::Acked, Delivery::ack),
-            Disposition::Retry(after) => {
-                in_hand.settle(Count::Retried, |delivery| delivery.retry(after));
-            }
-            Disposition::Release => drop(in_hand),
+        let Work { runner, kill } = &*self.work;
+        match runner.process.process(&envelope, &info, kill).await {
+            Disposition::Ack => self.settle(Count::Acked, Delivery::ack),
+            Disposition::Retry(after) => self.retry(after),
+            Disposition::Release => drop(self),
             Disposition::DeadLetter(error) => {
-                let dead_letters = &self.runner.dead_letters;
-                match dead_letters.keep(&envelope, &info, &error).await {
+                match runner.dead_letters.keep(&envelope, &info, &error).await {
                     Ok(()) => {
                         tracing::error!(queue = %info.queue, %error, "message dead-lettered");
-                        in_hand.settle(Count::DeadLettered, Delivery::ack);
+                        self.settle(Count::DeadLettered, Delivery::ack);
                     }
                     Err(failed) => {
                         tracing::error!(
                             queue = %info.queue, %error, %failed,
                             "message could not be dead-lettered; it is tried again"
                         );
-                        let after = dead_letters.retry_after();
-                        in_hand.settle(Count::Retried, |delivery| delivery.retry(after));
+                        let after = runner.dead_letters.retry_after();
+                        self.retry(after);
                     }
                 }
             }
         }
     }
-}
 
-/// A delivery whose handler is at work. When the handler is given up, it goes back to the queue.
-struct InHand<'a> {
-    delivery: Option<Delivery>,
-    counters: &'a Counters,
-}
+    fn retry(self, after: Duration) {
+        self.settle(Count::Retried, |delivery| delivery.retry(after));
+    }
 
-impl InHand<'_> {
     fn settle(mut self, count: Count, settle: impl FnOnce(Delivery)) {
         if let Some(delivery) = self.delivery.take() {
-            self.counters.add(count);
+            self.work.runner.counters.add(count);
             settle(delivery);
         }
     }
 }
 
-impl Drop for InHand<'_> {
+impl<P: Process> Drop for InHand<P> {
     fn drop(&mut self) {
         if let Some(delivery) = self.delivery.take() {
-            self.counters.add(Count::Released);
+            self.work.runner.counters.add(Count::Released);
             delivery.release();
         }
     }

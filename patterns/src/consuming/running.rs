@@ -6,6 +6,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Counters, RunStats};
 
+/// How long handlers that are given up may take to end.
+const GRACE: Duration = Duration::from_millis(500);
+
 /// A server, subscription or worker at work.
 ///
 /// Dropping it stops it at once: handlers are given up and their messages go back to the queue. Use
@@ -37,6 +40,10 @@ pub struct StopReport {
     pub finished: u64,
     /// Messages whose handlers did not finish; they went back to the queue, uncounted.
     pub released: u64,
+    /// Messages whose handlers could not be given up, because they hold their threads: they compute
+    /// or block without an await. Each is settled when its handler comes to its next await or its
+    /// end; until then it is in hand.
+    pub still_running: u64,
 }
 
 impl Running {
@@ -86,6 +93,10 @@ impl Running {
     /// Stops consuming, lets the handlers in hand finish until `deadline` has passed, and gives the
     /// rest back to the queue.
     ///
+    /// A handler is given up at an await. For one that holds its thread it waits at most half a
+    /// second beyond the deadline, and reports it as
+    /// [`still_running`](StopReport::still_running).
+    ///
     /// When the future is dropped, it is as if the deadline had come.
     pub async fn stop(mut self, deadline: Duration) -> StopReport {
         let before = self.stats();
@@ -94,14 +105,15 @@ impl Running {
             && timeout(deadline, &mut task).await.is_err()
         {
             self.kill.cancel();
-            // The loop ends by itself now; its own failure would have been told before.
-            let _ended = task.await;
+            // Handlers end at their next await, if they come to one.
+            let _ended = timeout(GRACE, task).await;
         }
         let after = self.stats();
         let finished = |stats: RunStats| stats.acked + stats.retried + stats.dead_lettered;
         StopReport {
             finished: finished(after) - finished(before),
             released: after.released - before.released,
+            still_running: self.counters.in_hand(&after),
         }
     }
 }

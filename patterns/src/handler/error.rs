@@ -28,7 +28,8 @@ pub enum ErrorClass {
     Unauthorized,
     /// It took longer than it may; the work may have been done all the same. Tried again.
     DeadlineExceeded,
-    /// It was called off. The message goes back to its queue, uncounted.
+    /// It was called off. Tried again; when the handler itself was given up, because its worker or
+    /// subscription stops, the message goes back to its queue uncounted.
     Cancelled,
     /// There is no means to do this. Dead-lettered at once.
     Unsupported,
@@ -87,6 +88,7 @@ impl ErrorClass {
                 | Self::Throttled
                 | Self::Conflict
                 | Self::DeadlineExceeded
+                | Self::Cancelled
                 | Self::Internal
                 | Self::Unknown
                 | Self::Unavailable

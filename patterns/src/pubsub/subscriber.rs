@@ -45,7 +45,7 @@ impl Process for Subscriber {
             cancellation.child_token(),
         );
         let attempt = || catch_panic(self.handle(event.clone(), context.clone()));
-        self.retrying.run(info, attempt).await
+        self.retrying.run(info, cancellation, attempt).await
     }
 }
 

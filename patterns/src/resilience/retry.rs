@@ -64,8 +64,6 @@ pub enum Decision {
     RetryAfter(Duration),
     /// It is given up and kept in the dead-letter queue.
     DeadLetter,
-    /// It goes back to its queue, not counted as a failure.
-    Release,
 }
 
 impl Default for RetryPolicy {
@@ -129,9 +127,6 @@ impl RetryPolicy {
     /// times before. `random` is uniform in `0.0..1.0`.
     #[must_use]
     pub fn decide(&self, error: &HandlerError, failures_so_far: u32, random: f64) -> Decision {
-        if error.class() == ErrorClass::Cancelled {
-            return Decision::Release;
-        }
         if !error.class().is_retryable() || failures_so_far >= self.max_retries() {
             return Decision::DeadLetter;
         }
@@ -242,7 +237,6 @@ mod tests {
         for class in ErrorClass::ALL {
             let decision = policy.decide(&HandlerError::new(class, ""), 0, 0.0);
             let expected = match class {
-                ErrorClass::Cancelled => Decision::Release,
                 ErrorClass::Throttled => Decision::RetryAfter(Duration::ZERO),
                 class if class.is_retryable() => Decision::RetryNow,
                 _ => Decision::DeadLetter,

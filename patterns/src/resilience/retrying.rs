@@ -1,7 +1,11 @@
 use postrider_core::{DeliveryInfo, Env};
+use tokio_util::sync::CancellationToken;
 
 use super::{Decision, RetryPolicy};
-use crate::{consuming::Disposition, handler::HandlerError};
+use crate::{
+    consuming::Disposition,
+    handler::{ErrorClass, HandlerError},
+};
 
 /// Carries out a retry policy for the messages of one queue.
 #[derive(Debug)]
@@ -26,7 +30,13 @@ impl Retrying {
     }
 
     /// Runs a handler, once or as often as the policy says, and tells what becomes of the message.
-    pub(crate) async fn run<F>(&self, info: &DeliveryInfo, attempt: impl Fn() -> F) -> Disposition
+    /// A handler that was given up and says that it was called off has not failed.
+    pub(crate) async fn run<F>(
+        &self,
+        info: &DeliveryInfo,
+        cancellation: &CancellationToken,
+        attempt: impl Fn() -> F,
+    ) -> Disposition
     where
         F: Future<Output = Result<(), HandlerError>>,
     {
@@ -38,13 +48,15 @@ impl Retrying {
             let Err(error) = attempt().await else {
                 return Disposition::Ack;
             };
+            if error.class() == ErrorClass::Cancelled && cancellation.is_cancelled() {
+                return Disposition::Release;
+            }
             let decision = self.policy.decide(&error, failures, self.env.random_unit());
             tracing::warn!(queue = %info.queue, %error, failures, ?decision, "a handler failed");
             let after = match decision {
                 Decision::RetryNow => std::time::Duration::ZERO,
                 Decision::RetryAfter(after) => after,
                 Decision::DeadLetter => return Disposition::DeadLetter(error),
-                Decision::Release => return Disposition::Release,
             };
             if self.by == By::Broker {
                 return Disposition::Retry(after);

@@ -128,10 +128,14 @@ impl WorkQueue {
         options: SubmitOptions,
     ) -> Result<MessageId, PublishError> {
         self.inner.check(&options)?;
-        self.inner.declare(T::QUEUE).await?;
-        let (id, envelope) = self.inner.envelope(task, &options)?;
-        self.inner.publisher.publish(envelope).await?;
-        Ok(id)
+        match self.inner.submit(task, &options).await {
+            // Somebody deleted the queue after it was declared.
+            Err(PublishError::Transport(error)) if error.kind() == ErrorKind::Unroutable => {
+                self.inner.forget(T::QUEUE);
+                self.inner.submit(task, &options).await
+            }
+            result => result,
+        }
     }
 
     /// Submits tasks of one type in their order, many at a time, and waits for all of them.
@@ -145,6 +149,8 @@ impl WorkQueue {
         &self,
         tasks: impl IntoIterator<Item = &'a T, IntoIter: Send>,
     ) -> Result<Vec<MessageId>, PublishError> {
+        // One look is little beside many tasks, and none of them meets a queue that was deleted.
+        self.inner.forget(T::QUEUE);
         self.inner.declare(T::QUEUE).await?;
         let mut ids = Vec::new();
         let envelopes = tasks.into_iter().map(|task| {
@@ -187,6 +193,22 @@ impl Inner {
             declared.insert(name);
         }
         Ok(())
+    }
+
+    /// The next submission must look whether the queue is there.
+    fn forget(&self, name: &'static str) {
+        self.declared.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
+    async fn submit<T: Task>(
+        &self,
+        task: &T,
+        options: &SubmitOptions,
+    ) -> Result<MessageId, PublishError> {
+        self.declare(T::QUEUE).await?;
+        let (id, envelope) = self.envelope(task, options)?;
+        self.publisher.publish(envelope).await?;
+        Ok(id)
     }
 
     fn envelope<T: Task>(

@@ -199,6 +199,6 @@ impl Process for Work {
             let (handler, limits, context) = (Arc::clone(handler), self.limits, context.clone());
             catch_panic(async move { handler(codec, limits, context).await })
         };
-        self.retrying.run(info, attempt).await
+        self.retrying.run(info, cancellation, attempt).await
     }
 }
