@@ -35,13 +35,15 @@
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let transport: Arc<dyn Transport> = Arc::new(InMemory::connect("memory://")?);
 //! let bus = EventBus::new(&transport).await?;
+//! let (welcome, mut welcomed) = tokio::sync::mpsc::channel(8);
 //! let subscription = Subscription::durable("mailer", "welcome")
-//!     .on(|event: UserRegistered, context| async move {
-//!         println!("welcome, {}, at try {}", event.name, context.attempt());
-//!         Ok(())
+//!     .on(move |event: UserRegistered, context| {
+//!         let welcome = welcome.clone();
+//!         async move { Ok(welcome.send((event.name, context.attempt())).await?) }
 //!     });
 //! let running = bus.subscribe(subscription).await?;
 //! bus.publish(&UserRegistered { name: "Ann".into() }).await?;
+//! assert_eq!(welcomed.recv().await, Some(("Ann".to_owned(), 1)));
 //! running.stop(Duration::from_secs(5)).await;
 //! # Ok(())
 //! # }

@@ -362,3 +362,44 @@ async fn a_subscription_goes_on_over_a_lost_connection_and_tells_when_it_ends() 
     assert_eq!(why.kind(), ErrorKind::NotFound);
     assert!(!running.is_running());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_subscription_ends_with_its_transport() {
+    let transport = transport();
+    let bus = bus(&transport).await;
+    let (subscription, _seen) = seeing(billing());
+    let running = bus.subscribe(subscription).await.unwrap();
+    let (ended, closed) = tokio::join!(
+        tokio::time::timeout(SECOND, running.ended()),
+        transport.close(Duration::from_secs(5)),
+    );
+    closed.unwrap();
+    ended.unwrap().unwrap();
+    assert!(!running.is_running());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscription_with_an_event_in_hand_finishes_it_and_ends_with_its_transport() {
+    let (ours, theirs) = two_transports();
+    let (transport, other): (Arc<dyn Transport>, Arc<dyn Transport>) = (ours, theirs);
+    let bus = bus(&transport).await;
+    let next = bus.clone();
+    let (begun, mut beginning) = mpsc::channel(1);
+    let subscription = billing().on(move |event: OrderCreated, _context| {
+        let (begun, next) = (begun.clone(), next.clone());
+        async move {
+            begun.send(()).await?;
+            tokio::time::sleep(SECOND).await;
+            next.publish(&OrderPaid { order: event.order }).await?;
+            Ok(())
+        }
+    });
+    let running = bus.subscribe(subscription).await.unwrap();
+    bus.publish(&OrderCreated { order: 1 }).await.unwrap();
+    beginning.recv().await.unwrap();
+    transport.close(5 * SECOND).await.unwrap();
+    let ended = tokio::time::timeout(SECOND, running.ended()).await;
+    ended.unwrap().unwrap();
+    assert_eq!(running.stats().acked, 1);
+    assert_eq!(common::ready(&*other, "billing.orders").await, 0);
+}

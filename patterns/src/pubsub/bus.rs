@@ -40,7 +40,8 @@ struct Inner {
 }
 
 impl EventBus {
-    /// A bus with the defaults of [`EventBusBuilder`].
+    /// A bus with the defaults of [`EventBusBuilder`]. Cancellation safe, as
+    /// [`EventBusBuilder::connect`].
     ///
     /// # Errors
     ///
@@ -121,6 +122,10 @@ impl EventBus {
     }
 
     /// Declares what a subscription needs and begins to handle its events.
+    ///
+    /// Not cancellation safe: when the future is dropped, nothing is handled, but the queue may have
+    /// been declared and collect events: a durable one until somebody subscribes again or deletes
+    /// it, an ephemeral one until the connection ends.
     ///
     /// # Errors
     ///
@@ -279,6 +284,8 @@ impl EventBusBuilder {
     }
 
     /// Declares the exchange of events and opens a publisher.
+    ///
+    /// Cancellation safe: when the future is dropped, the exchange may stay, which costs nothing.
     ///
     /// # Errors
     ///

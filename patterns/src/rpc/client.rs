@@ -87,7 +87,8 @@ pub struct RpcClientStats {
 }
 
 impl RpcClient {
-    /// A client with the defaults of [`RpcClientBuilder`].
+    /// A client with the defaults of [`RpcClientBuilder`]. Cancellation safe, as
+    /// [`RpcClientBuilder::connect`].
     ///
     /// # Errors
     ///
@@ -359,6 +360,9 @@ impl RpcClientBuilder {
     }
 
     /// Declares the reply queue, which is exclusive to this connection, and begins to consume it.
+    ///
+    /// Cancellation safe: when the future is dropped, an empty reply queue may stay until the
+    /// connection ends.
     ///
     /// # Errors
     ///

@@ -86,7 +86,7 @@ impl SubmitOptions {
 }
 
 impl WorkQueue {
-    /// A work queue with the defaults of [`WorkQueueBuilder`].
+    /// A work queue with the defaults of [`WorkQueueBuilder`]. Cancellation safe.
     ///
     /// # Errors
     ///
@@ -105,7 +105,8 @@ impl WorkQueue {
         }
     }
 
-    /// Submits a task and waits until its queue has it. The queue is declared where it is missing.
+    /// Submits a task and waits until its queue has it. The queue is declared where it is missing,
+    /// also when it was deleted after earlier tasks.
     ///
     /// Not cancellation safe: when the future is dropped, the task may have been submitted.
     ///
@@ -276,7 +277,8 @@ impl WorkQueueBuilder {
         self
     }
 
-    /// Opens a publisher.
+    /// Opens a publisher; queues are declared by the first tasks that go to them. Cancellation
+    /// safe.
     ///
     /// # Errors
     ///

@@ -116,6 +116,8 @@ impl Worker {
 
     /// Declares the queue and its dead-letter queue, and begins to work.
     ///
+    /// Cancellation safe: when the future is dropped, no work is begun, and what was declared stays.
+    ///
     /// # Errors
     ///
     /// [`ErrorKind::Invalid`] for a worker without handlers, with two for one type or with one
