@@ -5,9 +5,15 @@ use serde::{Deserialize, Serialize, de::IgnoredAny};
 
 use super::{Codec, CodecError, MAX_DEPTH};
 
+/// Room for most bodies, so that they need not grow.
+const USUAL_BYTES: usize = 128;
+
 /// Structs become maps with named fields, so that fields may be added and left out over time.
 pub(super) fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, CodecError> {
-    rmp_serde::to_vec_named(value).map_err(|error| CodecError::encode(Codec::MessagePack, error))
+    let mut body = Vec::with_capacity(USUAL_BYTES);
+    rmp_serde::encode::write_named(&mut body, value)
+        .map_err(|error| CodecError::encode(Codec::MessagePack, error))?;
+    Ok(body)
 }
 
 pub(super) fn decode<'de, T: Deserialize<'de>>(body: &'de [u8]) -> Result<T, CodecError> {

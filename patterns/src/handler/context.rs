@@ -1,4 +1,8 @@
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use chrono::{DateTime, Utc};
 use postrider_core::{Address, DeliveryInfo, Env, Envelope, HeaderValue, Message};
@@ -14,7 +18,10 @@ struct Inner {
     envelope: Arc<Envelope>,
     info: DeliveryInfo,
     env: Env,
-    cancellation: CancellationToken,
+    /// Of all handlers; one of them must not cancel the others.
+    given_up: CancellationToken,
+    /// Its own, made when it asks.
+    cancellation: OnceLock<CancellationToken>,
 }
 
 impl Context {
@@ -22,9 +29,10 @@ impl Context {
         envelope: Arc<Envelope>,
         info: DeliveryInfo,
         env: Env,
-        cancellation: CancellationToken,
+        given_up: &CancellationToken,
     ) -> Self {
-        Self(Arc::new(Inner { envelope, info, env, cancellation }))
+        let (given_up, cancellation) = (given_up.clone(), OnceLock::new());
+        Self(Arc::new(Inner { envelope, info, env, given_up, cancellation }))
     }
 
     /// The message as it came: body, properties and headers.
@@ -100,7 +108,7 @@ impl Context {
     /// the handler started elsewhere.
     #[must_use]
     pub fn cancellation(&self) -> &CancellationToken {
-        &self.0.cancellation
+        self.0.cancellation.get_or_init(|| self.0.given_up.child_token())
     }
 
     /// Marks `message` as caused by this one and as part of its conversation.

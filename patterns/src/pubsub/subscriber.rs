@@ -38,12 +38,8 @@ impl Process for Subscriber {
         if !self.handlers.iter().any(|handler| handler.takes(event.event_type())) {
             return self.unknown(&event);
         }
-        let context = Context::new(
-            Arc::clone(envelope),
-            info.clone(),
-            self.env.clone(),
-            cancellation.child_token(),
-        );
+        let context =
+            Context::new(Arc::clone(envelope), info.clone(), self.env.clone(), cancellation);
         let attempt = || catch_panic(self.handle(event.clone(), context.clone()));
         self.retrying.run(info, cancellation, attempt).await
     }

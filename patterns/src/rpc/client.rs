@@ -201,8 +201,8 @@ impl Inner {
             return Err(call.timed_out());
         }
         let id = self.transport.env().new_id().to_string();
-        let message = self.request(&id, call, params, parent)?;
-        let mut ticket = self.pending.register(id)?;
+        let mut ticket = self.pending.register(&id)?;
+        let message = self.request(id, call, params, parent)?;
         let sending = timeout_at(call.until, self.send(call, message));
         let confirm = sending.await.unwrap_or_else(|_late| Err(call.not_sent()))?;
         ticket.sent();
@@ -272,7 +272,7 @@ impl Inner {
 
     fn request<P: Serialize + ?Sized>(
         &self,
-        id: &str,
+        id: String,
         call: &Call<'_>,
         params: &P,
         parent: Option<&Context>,
@@ -282,8 +282,8 @@ impl Inner {
         let body = wire::encode_request(self.codec, self.limits, method, params, now)?;
         let mut message = Message::new(body)
             .with_content_type(self.codec.content_type())
-            .with_message_id(id.to_owned())
-            .with_correlation_id(id.to_owned())
+            .with_message_id(id.clone())
+            .with_correlation_id(id)
             .with_reply_to(self.reply_to.clone())
             .with_type(method.to_owned())
             .with_timestamp(now)

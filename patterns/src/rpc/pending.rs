@@ -26,7 +26,7 @@ pub(super) struct Pending {
 
 #[derive(Debug, Default)]
 struct State {
-    calls: HashMap<String, Call>,
+    calls: HashMap<Arc<str>, Call>,
     closed: Option<Arc<str>>,
 }
 
@@ -47,7 +47,7 @@ impl Pending {
     }
 
     /// Makes room for a call.
-    pub(super) fn register(self: &Arc<Self>, id: String) -> Result<Ticket, RpcError> {
+    pub(super) fn register(self: &Arc<Self>, id: &str) -> Result<Ticket, RpcError> {
         let mut state = self.state();
         if let Some(cause) = &state.closed {
             return Err(RpcError::Transport(
@@ -66,7 +66,8 @@ impl Pending {
         }
         let (answer, receiver) = oneshot::channel();
         let call = Call { answer, sent: false };
-        state.calls.insert(id.clone(), call);
+        let id: Arc<str> = id.into();
+        state.calls.insert(Arc::clone(&id), call);
         Ok(Ticket { pending: Arc::clone(self), id, receiver })
     }
 
@@ -120,14 +121,14 @@ impl Pending {
 #[derive(Debug)]
 pub(super) struct Ticket {
     pending: Arc<Pending>,
-    id: String,
+    id: Arc<str>,
     receiver: oneshot::Receiver<Answer>,
 }
 
 impl Ticket {
     /// The request is on its way: from now on a lost connection makes the outcome unknown.
     pub(super) fn sent(&self) {
-        if let Some(call) = self.pending.state().calls.get_mut(&self.id) {
+        if let Some(call) = self.pending.state().calls.get_mut(&*self.id) {
             call.sent = true;
         }
     }
@@ -143,7 +144,7 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.pending.state().calls.remove(&self.id);
+        self.pending.state().calls.remove(&*self.id);
     }
 }
 
@@ -161,14 +162,14 @@ mod tests {
     #[tokio::test]
     async fn a_call_given_up_leaves_nothing_and_its_reply_is_late() {
         let pending = Arc::new(Pending::new(1));
-        let ticket = pending.register("1".to_owned()).unwrap();
-        assert!(matches!(pending.register("2".to_owned()), Err(RpcError::Throttled { .. })));
+        let ticket = pending.register("1").unwrap();
+        assert!(matches!(pending.register("2"), Err(RpcError::Throttled { .. })));
         drop(ticket);
         assert_eq!(pending.in_flight(), 0);
         pending.answer(&reply("1"));
         assert_eq!(pending.late_replies(), 1);
 
-        let mut ticket = pending.register("2".to_owned()).unwrap();
+        let mut ticket = pending.register("2").unwrap();
         pending.answer(&reply("2"));
         assert!(ticket.answer().await.is_ok());
         assert_eq!(pending.in_flight(), 0);
@@ -177,14 +178,14 @@ mod tests {
     #[tokio::test]
     async fn a_lost_connection_ends_what_was_sent_and_a_close_ends_all() {
         let pending = Arc::new(Pending::new(10));
-        let mut sent = pending.register("1".to_owned()).unwrap();
-        let mut waiting = pending.register("2".to_owned()).unwrap();
+        let mut sent = pending.register("1").unwrap();
+        let mut waiting = pending.register("2").unwrap();
         sent.sent();
         pending.lose("gone");
         assert_eq!(sent.answer().await.unwrap_err().as_ref(), "gone");
         assert_eq!(pending.in_flight(), 1);
         pending.close("closed");
         assert_eq!(waiting.answer().await.unwrap_err().as_ref(), "closed");
-        assert!(pending.register("3".to_owned()).is_err());
+        assert!(pending.register("3").is_err());
     }
 }

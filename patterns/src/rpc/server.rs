@@ -276,7 +276,7 @@ impl Process for Serve {
                     Arc::clone(envelope),
                     info.clone(),
                     self.env.clone(),
-                    cancellation.child_token(),
+                    cancellation,
                 );
                 let limits = self.limits;
                 catch_panic(async move { method(codec, limits, context).await }).await
@@ -363,7 +363,7 @@ impl Serve {
 
     fn error_reply(&self, codec: Codec, error: &HandlerError) -> Option<Message> {
         let message = if error.class() == ErrorClass::Internal && !self.expose_details {
-            "the service failed; its log says why"
+            "an internal error; the log of the service says why"
         } else {
             error.message()
         };

@@ -191,12 +191,8 @@ impl Process for Work {
                     .with_code(codes::UNKNOWN_TASK),
             );
         };
-        let context = Context::new(
-            Arc::clone(envelope),
-            info.clone(),
-            self.env.clone(),
-            cancellation.child_token(),
-        );
+        let context =
+            Context::new(Arc::clone(envelope), info.clone(), self.env.clone(), cancellation);
         let attempt = || {
             let (handler, limits, context) = (Arc::clone(handler), self.limits, context.clone());
             catch_panic(async move { handler(codec, limits, context).await })
