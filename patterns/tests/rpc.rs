@@ -201,6 +201,33 @@ async fn a_server_that_is_stopping_still_answers_what_it_has_in_hand() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_call_behind_the_last_one_of_a_stopping_server_ends_after_it() {
+    let transport = transport();
+    let server = RpcServer::new("math")
+        .method(|request: Double, _context| async move {
+            tokio::time::sleep(8 * SECOND).await;
+            Ok(request.number)
+        })
+        .concurrency(1)
+        .start(&transport)
+        .await
+        .unwrap();
+    let client = RpcClient::new(&transport).await.unwrap();
+    let before = transport.env().now();
+    let (first, second) = (Double { number: 1 }, Double { number: 2 });
+    let (first, second, report) =
+        tokio::join!(client.call("math", &first), client.call("math", &second), async {
+            tokio::time::sleep(SECOND).await;
+            server.stop(30 * SECOND).await
+        });
+    assert_eq!(first.unwrap(), 1);
+    assert_eq!(report.finished, 1);
+    assert!(matches!(second, Err(RpcError::Unavailable { sent: true, .. })), "{second:?}");
+    // It looks after 0.5, 1.5, 3.5, 7.5 and 12.5 s.
+    assert_eq!(transport.env().now() - before, Duration::from_millis(12_500));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_call_that_could_not_be_sent_in_time_says_so() {
     let (ours, _) = two_transports();
     let transport: Arc<dyn Transport> = ours.clone();

@@ -13,9 +13,10 @@ use crate::{
 pub enum RpcError {
     /// Nobody serves it, or it could not be reached in time.
     ///
-    /// Before the request was sent, nothing was handled. Afterwards it may have been handled by a
-    /// server that went away; and one that lies in the service's queue is run by a server that
-    /// returns within the call's timeout, which is the request's time to live.
+    /// Before the request was sent, nothing was handled, nor will be: a request that the broker did
+    /// not take in time is past its deadline. Afterwards it may have been handled by a server that
+    /// went away; and one that lies in the service's queue is run by a server that returns within
+    /// the call's timeout, which is the request's time to live.
     #[error("service '{service}' is unavailable: {reason}")]
     Unavailable {
         /// The service that was called.
