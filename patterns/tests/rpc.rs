@@ -445,7 +445,7 @@ async fn a_request_whose_reply_cannot_be_published_is_run_again() {
     let (running, mut runs) = slow(&server, &caller).await;
     runs.recv().await.unwrap();
     theirs.broker().raise_alarm("disk");
-    runs.recv().await.unwrap();
+    tokio::time::timeout(60 * SECOND, runs.recv()).await.unwrap().unwrap();
     assert_eq!((running.stats().acked, running.stats().released), (0, 1));
     theirs.broker().clear_alarm();
     let reply = take(&*caller, "mine").await;

@@ -3,7 +3,10 @@
 mod common;
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -127,8 +130,14 @@ async fn a_task_that_panics_is_bounded() {
 async fn a_handler_that_calls_itself_off_is_bounded() {
     let transport = transport();
     let tasks = WorkQueue::new(&transport).await.unwrap();
-    let worker = Worker::new("email").on(|_task: Email, _context| async {
-        Err(HandlerError::new(ErrorClass::Cancelled, "not today"))
+    let tries = AtomicU32::new(0);
+    let worker = Worker::new("email").on(move |_task: Email, _context| {
+        let class = match tries.fetch_add(1, Ordering::Relaxed) {
+            0..100 => ErrorClass::Cancelled,
+            // It would go on for ever.
+            _ => ErrorClass::Invalid,
+        };
+        async move { Err(HandlerError::new(class, "not today")) }
     });
     let running = worker.retry(steady()).start(&transport).await.unwrap();
     tasks.submit(&Email { to: 1 }).await.unwrap();
