@@ -30,6 +30,6 @@ fn a_message_takes_no_more_allocations_than_allowed() {
         let service = EchoService::start().await;
         let call = blocks_each(2_000, async |calls| service.call(calls).await).await;
         println!("{call:.2} allocations for a call, request to reply");
-        assert!(call <= 45.0, "a call takes {call:.2} allocations");
+        assert!(call <= 36.0, "a call takes {call:.2} allocations");
     });
 }
