@@ -5,6 +5,18 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
+/// The header that carries [`Message::causation_id`](crate::Message::causation_id) where the protocol
+/// has no property for it: text.
+pub const CAUSATION_ID_HEADER: &str = "postrider-causation-id";
+
+/// The header that carries [`Message::key`](crate::Message::key) where the protocol has no property
+/// for it: text.
+pub const KEY_HEADER: &str = "postrider-key";
+
+/// The header that carries [`Message::deadline`](crate::Message::deadline): milliseconds since the
+/// start of 1970 in UTC, as a whole number.
+pub const DEADLINE_HEADER: &str = "postrider-deadline";
+
 /// A header's value: the types that pass unharmed through every broker.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]

@@ -280,7 +280,7 @@ impl Connection {
         };
         let mut steps = Vec::new();
         for wanted in &topology.exchanges {
-            rules::check_exchange(wanted)?;
+            wanted.check()?;
             let found = registry.exchange(&wanted.name);
             let difference = found.and_then(|found| Difference::of_exchanges(wanted, found));
             let action = action(found.is_some(), difference);
@@ -295,7 +295,7 @@ impl Connection {
             steps.push(Step { entity: Entity::Queue(Box::new(wanted.clone())), action });
         }
         for wanted in &topology.bindings {
-            rules::check_binding(wanted)?;
+            wanted.check()?;
             let action = action(registry.has_binding(wanted), None);
             steps.push(Step { entity: Entity::Binding(wanted.clone()), action });
         }
@@ -352,7 +352,7 @@ impl Connection {
                 registry.unbind(binding);
             }
             for exchange in &topology.exchanges {
-                rules::check_exchange(exchange)?;
+                exchange.check()?;
                 registry.remove_exchange(&exchange.name);
             }
         }
