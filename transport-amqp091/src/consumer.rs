@@ -227,7 +227,7 @@ impl Subscriber {
             wake(inner);
             (unread, place)
         };
-        give_back(place, unread);
+        give_back(&place, &unread);
         if let Some(guard) = self.guard.upgrade() {
             let queue = self.queue.to_string();
             guard.link().events().send(TransportEvent::ConsumerCancelled { queue, cause });
@@ -246,7 +246,7 @@ impl Subscriber {
             wake(inner);
             (unread, place)
         };
-        give_back(place, unread);
+        give_back(&place, &unread);
     }
 
     /// What it has in hand, while it lives.
@@ -261,7 +261,7 @@ impl Subscriber {
     }
 }
 
-fn give_back(place: Place, unread: VecDeque<Taken>) {
+fn give_back(place: &Place, unread: &VecDeque<Taken>) {
     if let Place::Attached(stay) = place {
         stay.stop(unread.iter().map(|taken| taken.tag).collect());
     }

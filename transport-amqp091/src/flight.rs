@@ -48,10 +48,6 @@ impl<T> Default for Flight<T> {
 }
 
 impl<T> Flight<T> {
-    pub(crate) fn len(&self) -> usize {
-        self.waiting.len()
-    }
-
     pub(crate) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
@@ -184,6 +180,6 @@ mod tests {
         entered(&mut flight, "a");
         let blame = flight.blame(|message| *message == "bad");
         assert_eq!((blame.guilty, blame.unknown), (None, vec!["a"]));
-        assert_eq!(flight.len(), 0);
+        assert!(flight.is_empty());
     }
 }

@@ -324,7 +324,7 @@ impl Run {
         }
     }
 
-    fn channel_is_gone(&mut self) {
+    fn channel_is_gone(&self) {
         if self.publishing.is_empty() {
             // Nothing else tells of it.
             self.publishing.push(Box::pin(async {
@@ -333,7 +333,7 @@ impl Run {
         }
     }
 
-    fn next_deadline(&mut self) -> Option<Instant> {
+    fn next_deadline(&self) -> Option<Instant> {
         self.deadlines.front().map(|(deadline, _)| *deadline)
     }
 

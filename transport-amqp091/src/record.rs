@@ -14,12 +14,12 @@ pub(crate) struct Record {
 
 impl Record {
     fn len(&self) -> usize {
-        let Topology { exchanges, queues, bindings, .. } = &self.topology;
+        let Topology { exchanges, queues, bindings } = &self.topology;
         exchanges.len() + queues.len() + bindings.len()
     }
 
     pub(crate) fn add(&mut self, topology: &Topology) {
-        let Topology { exchanges, queues, bindings, .. } = &mut self.topology;
+        let Topology { exchanges, queues, bindings } = &mut self.topology;
         for exchange in &topology.exchanges {
             exchanges.retain(|known| known.name != exchange.name);
             exchanges.push(exchange.clone());

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use futures_util::{FutureExt, StreamExt};
 use lapin::{
     Channel,
     options::{BasicAckOptions, BasicCancelOptions, BasicNackOptions, BasicRejectOptions},
@@ -14,6 +14,7 @@ use lapin::{
 use postrider_core::{Error, ErrorKind, Result, Settlement, SettlementSink, TransportEvent};
 use tokio::{
     sync::Notify,
+    task::JoinSet,
     time::{Instant, sleep_until, timeout},
 };
 
@@ -44,8 +45,12 @@ struct Book {
     held: usize,
     /// Handlers have nothing to settle here any more.
     lost: bool,
-    /// No more deliveries are wanted, and these were never handed out.
-    stopped: Option<Vec<u64>>,
+    /// No more deliveries are wanted, which the channel's owner has not seen.
+    stop: bool,
+    /// Deliveries that were never handed out and go back.
+    unread: Vec<u64>,
+    /// The channel's owner has taken orders and is at work on them.
+    busy: bool,
 }
 
 pub(crate) struct Stay {
@@ -83,10 +88,6 @@ impl Stay {
         self.guard.link()
     }
 
-    pub(crate) const fn queue(&self) -> &Arc<str> {
-        &self.queue
-    }
-
     /// Hands a delivery out; `false` when it would be stale.
     pub(crate) fn hand_out(&self) -> bool {
         let mut book = self.book();
@@ -121,7 +122,11 @@ impl Stay {
 
     /// Wants no more deliveries and gives back those that were not handed out.
     pub(crate) fn stop(&self, unread: Vec<u64>) {
-        self.book().stopped.get_or_insert_default().extend(unread);
+        {
+            let mut book = self.book();
+            book.stop = true;
+            book.unread.extend(unread);
+        }
         self.wake.notify_one();
     }
 
@@ -131,8 +136,10 @@ impl Stay {
             let flushed = self.flushed.notified();
             {
                 let book = self.book();
-                let told =
-                    book.orders.is_empty() && book.ledger.waiting() == 0 && book.stopped.is_none();
+                let told = book.orders.is_empty()
+                    && book.ledger.waiting() == 0
+                    && !book.stop
+                    && !book.busy;
                 if book.lost || told {
                     return;
                 }
@@ -190,7 +197,7 @@ pub(crate) struct Owner {
     enough: usize,
     flush_at: Option<Instant>,
     /// Delayed retries whose copy is not confirmed.
-    retries: FuturesUnordered<BoxFuture<'static, (u64, Result<()>)>>,
+    retries: JoinSet<(u64, Result<()>)>,
     acks: Vec<Ack>,
 }
 
@@ -212,7 +219,7 @@ impl Owner {
             consuming: true,
             enough: usize::from(prefetch / 10).max(1),
             flush_at: None,
-            retries: FuturesUnordered::new(),
+            retries: JoinSet::new(),
             acks: Vec::new(),
         }
     }
@@ -251,7 +258,7 @@ impl Owner {
                 biased;
                 () = self.session.over() => return Over::Lost,
                 () = self.stay.wake.notified() => {}
-                Some((tag, copied)) = self.retries.next() => {
+                Some(Ok((tag, copied))) = self.retries.join_next() => {
                     if let Err(error) = self.retried(tag, copied).await {
                         return Over::Channel(error);
                     }
@@ -272,16 +279,19 @@ impl Owner {
 
     /// Does what was ordered since it was last looked at.
     async fn obey(&mut self) -> Result<()> {
-        let (orders, stopped) = {
+        let (orders, stop, unread) = {
             let mut book = self.stay.book();
-            (std::mem::take(&mut book.orders), book.stopped.clone())
+            book.busy = true;
+            let stop = std::mem::take(&mut book.stop);
+            (std::mem::take(&mut book.orders), stop, std::mem::take(&mut book.unread))
         };
         for (tag, settlement) in orders {
             self.apply(tag, settlement).await?;
         }
-        if let Some(unread) = stopped {
+        if stop {
             self.give_back(unread).await?;
         }
+        self.stay.book().busy = false;
         let waiting = self.stay.book().ledger.waiting();
         if waiting >= self.enough || (waiting > 0 && !self.consuming) {
             self.flush().await?;
@@ -301,9 +311,7 @@ impl Owner {
             }
             Settlement::Retry { after } if after.is_zero() => {
                 self.done(tag);
-                // A reject counts as a failure on every version; a nack does not on the newer.
-                let options = BasicRejectOptions { requeue: true };
-                write(self.channel.basic_reject(tag, options)).await
+                fail(&self.channel, tag).await
             }
             Settlement::Retry { after } => {
                 let kept = self.stay.book().ledger.open(tag).map(|kept| kept.clone());
@@ -313,7 +321,7 @@ impl Owner {
                     let copied = crate::ladder::retry(&link, &queue, &kept, after).await;
                     (tag, copied)
                 };
-                self.retries.push(copied.boxed());
+                self.retries.spawn(copied);
                 Ok(())
             }
             Settlement::Reject { .. } => {
@@ -323,14 +331,14 @@ impl Owner {
             }
             _ => {
                 self.done(tag);
-                self.requeue(tag).await
+                requeue(&self.channel, tag).await
             }
         }
     }
 
     /// A copy for later is stored, so the original is done with; or it is not, and then the
     /// message comes again at once rather than not at all.
-    async fn retried(&mut self, tag: u64, copied: Result<()>) -> Result<()> {
+    async fn retried(&self, tag: u64, copied: Result<()>) -> Result<()> {
         match copied {
             Ok(()) => {
                 self.stay.book().ledger.ack(tag);
@@ -339,8 +347,7 @@ impl Owner {
             Err(error) => {
                 tracing::warn!(%error, queue = %self.stay.queue, "a retry could not be delayed");
                 self.done(tag);
-                let options = BasicRejectOptions { requeue: true };
-                write(self.channel.basic_reject(tag, options)).await
+                fail(&self.channel, tag).await
             }
         }
     }
@@ -352,11 +359,6 @@ impl Owner {
         }
         drop(book);
         self.stay.link().note_settled();
-    }
-
-    async fn requeue(&mut self, tag: u64) -> Result<()> {
-        let options = BasicNackOptions { multiple: false, requeue: true };
-        write(self.channel.basic_nack(tag, options)).await
     }
 
     /// Stops consuming and gives back what nobody was handed.
@@ -375,10 +377,9 @@ impl Owner {
         for tag in unread {
             let open = self.stay.book().ledger.done(tag).is_some();
             if open {
-                self.requeue(tag).await?;
+                requeue(&self.channel, tag).await?;
             }
         }
-        self.stay.book().stopped = None;
         Ok(())
     }
 
@@ -434,6 +435,17 @@ impl Owner {
         self.stay.flushed.notify_waiters();
         self.stay.link().note_settled();
     }
+}
+
+/// Back to the queue, not counted as a failure where the broker tells the two apart.
+async fn requeue(channel: &Channel, tag: u64) -> Result<()> {
+    let options = BasicNackOptions { multiple: false, requeue: true };
+    write(channel.basic_nack(tag, options)).await
+}
+
+/// Back to the queue as a failure: a reject counts on every version, a nack does not since 4.3.
+async fn fail(channel: &Channel, tag: u64) -> Result<()> {
+    write(channel.basic_reject(tag, BasicRejectOptions { requeue: true })).await
 }
 
 /// Waits until a frame is written.
