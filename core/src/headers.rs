@@ -25,7 +25,8 @@ pub enum HeaderValue {
     Bool(bool),
     /// A signed whole number.
     Int(i64),
-    /// A floating-point number.
+    /// A floating-point number. Brokers close the connection over one that is not finite, so a
+    /// send refuses it.
     Float(f64),
     /// Text.
     Text(Cow<'static, str>),
@@ -42,6 +43,16 @@ pub enum HeaderValue {
 }
 
 impl HeaderValue {
+    /// Whether every floating-point number in it is finite.
+    pub(crate) fn is_finite(&self) -> bool {
+        match self {
+            Self::Float(number) => number.is_finite(),
+            Self::List(items) => items.iter().all(Self::is_finite),
+            Self::Map(headers) => headers.iter().all(|(_, value)| value.is_finite()),
+            _ => true,
+        }
+    }
+
     /// The text, when it is text.
     #[must_use]
     pub fn as_text(&self) -> Option<&str> {

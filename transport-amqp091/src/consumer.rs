@@ -86,6 +86,8 @@ impl Subscriber {
     pub(crate) async fn attach(self: &Arc<Self>, session: &Arc<Session>) -> Result<()> {
         let Some(guard) = self.guard.upgrade() else { return Ok(()) };
         let deadline = guard.link().operation_deadline();
+        let spec = guard.link().record().queue(&self.queue).cloned();
+        let keeps_order = spec.is_some_and(|spec| spec.single_active_consumer);
         let in_context = |error: Error| error.with_context("queue", self.queue.to_string());
         let channel = session.consuming_channel("consume").await.map_err(in_context)?;
         let qos = channel.basic_qos(self.options.prefetch, BasicQosOptions::default());
@@ -124,8 +126,9 @@ impl Subscriber {
             channel,
             deliveries,
             self.options.prefetch,
+            keeps_order,
         );
-        tokio::spawn(owner.run());
+        session.spawn(owner.run());
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use std::{borrow::Cow, sync::Arc};
 use bytes::Bytes;
 use postrider_core::{Address, DeliveryInfo, Envelope};
 
-use crate::{flight::PUBLISH_ID_HEADER, ladder, properties, version::Version};
+use crate::{flight::PUBLISH_ID_HEADER, ladder, properties};
 
 /// The header in which a quorum queue counts failures, and before 4.3 every return.
 const DELIVERY_COUNT: &str = "x-delivery-count";
@@ -21,11 +21,7 @@ pub(crate) struct Delivered {
 }
 
 /// Reads a delivery from `queue`.
-pub(crate) fn read(
-    queue: &Arc<str>,
-    delivery: lapin::message::Delivery,
-    _version: Version,
-) -> Delivered {
+pub(crate) fn read(queue: &Arc<str>, delivery: lapin::message::Delivery) -> Delivered {
     let exchange = delivery.exchange.as_str();
     let routing_key = Cow::Owned(delivery.routing_key.as_str().to_owned());
     let address = if exchange.is_empty() {
@@ -37,10 +33,12 @@ pub(crate) fn read(
     let headers = &mut message.headers;
     headers.remove(PUBLISH_ID_HEADER);
     let failures = properties::take_count(headers, DELIVERY_COUNT).unwrap_or(0);
-    let acquired = properties::take_count(headers, ACQUIRED_COUNT);
+    let acquired = properties::take_count(headers, ACQUIRED_COUNT).unwrap_or(0);
+    // A dead letter may bring the counts of the queue it comes from.
+    let (failures, acquired) = if delivery.redelivered { (failures, acquired) } else { (0, 0) };
     let earlier = ladder::take_counts(headers);
     ladder::hide_deaths(headers);
-    let here = acquired.unwrap_or(0).max(failures).max(u32::from(delivery.redelivered));
+    let here = acquired.max(failures).max(u32::from(delivery.redelivered));
     let mut info = DeliveryInfo::first(queue.clone());
     info.failures = failures.saturating_add(earlier.failures);
     info.attempt = here.saturating_add(earlier.attempts).saturating_add(1);

@@ -45,7 +45,6 @@ pub(crate) struct State {
 pub(crate) struct Link {
     url: String,
     options: Options,
-    version: Version,
     capabilities: Capabilities,
     state: watch::Sender<State>,
     events: EventSender,
@@ -79,7 +78,6 @@ impl Link {
         Arc::new(Self {
             url,
             options,
-            version,
             capabilities: version.capabilities(),
             state: watch::Sender::new(state),
             events: EventSender::default(),
@@ -103,10 +101,6 @@ impl Link {
 
     pub(crate) const fn options(&self) -> &Options {
         &self.options
-    }
-
-    pub(crate) const fn version(&self) -> Version {
-        self.version
     }
 
     pub(crate) const fn capabilities(&self) -> &Capabilities {

@@ -13,12 +13,15 @@ use futures_util::{StreamExt, future, stream::BoxStream};
 use lapin::{Channel, Connection, ConnectionProperties, Event, tcp::OwnedTLSConfig, uri::AMQPUri};
 use postrider_core::{Error, Result};
 use tokio::time::{Instant, interval, timeout};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::error::{late, translate};
 
 /// How long opening or closing a channel, and closing a connection, may take.
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the consumers of a session that is over may take to leave it.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How many channels are kept for the next administrative calls.
 const SPARE_CHANNELS: usize = 4;
@@ -33,6 +36,8 @@ pub(crate) struct Session {
     /// Cancelled when one of the connections is gone.
     over: CancellationToken,
     spare: Mutex<Vec<Channel>>,
+    /// The tasks that own its consumers' channels.
+    consumers: TaskTracker,
 }
 
 impl fmt::Debug for Session {
@@ -105,6 +110,7 @@ impl Dial {
             consuming,
             over: CancellationToken::new(),
             spare: Mutex::default(),
+            consumers: TaskTracker::new(),
         });
         Ok((session, listener))
     }
@@ -188,9 +194,16 @@ impl Session {
         }
     }
 
+    /// Runs the task that owns a consumer's channel.
+    pub(crate) fn spawn(&self, owner: impl Future<Output = ()> + Send + 'static) {
+        self.consumers.spawn(owner);
+    }
+
     /// Closes both connections, within a time limit.
     pub(crate) async fn close(&self) {
         self.end();
+        self.consumers.close();
+        let _left = timeout(LEAVE_TIMEOUT, self.consumers.wait()).await;
         self.spare.lock().unwrap_or_else(PoisonError::into_inner).clear();
         future::join(close_connection(&self.publishing), close_connection(&self.consuming)).await;
     }

@@ -33,6 +33,9 @@ const GATHER: Duration = Duration::from_millis(1);
 /// How long one frame may take to be written, and a cancel to be answered.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a cancel may take on a connection that is over.
+const LEAVE_TIMEOUT: Duration = Duration::from_millis(500);
+
 /// What was delivered and is not settled.
 #[derive(Debug, Default)]
 struct Book {
@@ -191,8 +194,11 @@ pub(crate) struct Owner {
     session: Arc<Session>,
     channel: Channel,
     deliveries: lapin::Consumer,
-    /// Whether deliveries still come.
+    /// Whether deliveries still come and are wanted.
     consuming: bool,
+    /// Whether the queue has one consumer at a time. A cancel would hand it to the next before this
+    /// one has given back what it has, so it keeps its place until it can give back all at once.
+    keeps_order: bool,
     /// How many acks are sent at once at the latest.
     enough: usize,
     flush_at: Option<Instant>,
@@ -209,6 +215,7 @@ impl Owner {
         channel: Channel,
         deliveries: lapin::Consumer,
         prefetch: u16,
+        keeps_order: bool,
     ) -> Self {
         Self {
             stay,
@@ -217,6 +224,7 @@ impl Owner {
             channel,
             deliveries,
             consuming: true,
+            keeps_order,
             enough: usize::from(prefetch / 10).max(1),
             flush_at: None,
             retries: JoinSet::new(),
@@ -227,7 +235,7 @@ impl Owner {
     pub(crate) async fn run(mut self) {
         match self.serve().await {
             Over::Settled => close_channel(&self.channel).await,
-            Over::Lost => {}
+            Over::Lost => self.leave().await,
             Over::Channel(error) => {
                 self.stay.lose();
                 if self.consuming && !self.session.is_over() {
@@ -238,6 +246,17 @@ impl Owner {
         }
     }
 
+    /// Stops consuming on a connection that is about to be closed and may be healthy: else what one
+    /// of its channels gives back in closing would go to the next, and count as another failure.
+    async fn leave(&self) {
+        if self.keeps_order {
+            close_channel(&self.channel).await;
+        } else if self.consuming && self.channel.status().connected() {
+            let cancel = self.channel.basic_cancel(self.deliveries.tag(), Default::default());
+            let _left = timeout(LEAVE_TIMEOUT, cancel).await;
+        }
+    }
+
     async fn serve(&mut self) -> Over {
         loop {
             if let Err(error) = self.obey().await {
@@ -245,7 +264,12 @@ impl Owner {
             }
             let (lost, settled) = {
                 let book = self.stay.book();
-                (book.lost, book.ledger.is_settled() && book.orders.is_empty())
+                let told = if self.keeps_order {
+                    book.handed_out == 0 && book.ledger.waiting() == 0
+                } else {
+                    book.ledger.is_settled()
+                };
+                (book.lost, told && book.orders.is_empty())
             };
             if lost {
                 return Over::Lost;
@@ -263,7 +287,7 @@ impl Owner {
                         return Over::Channel(error);
                     }
                 }
-                delivery = self.deliveries.next(), if self.consuming => {
+                delivery = self.deliveries.next(), if self.consuming || self.keeps_order => {
                     if let Err(error) = self.take(delivery) {
                         return Over::Channel(error);
                     }
@@ -363,6 +387,11 @@ impl Owner {
 
     /// Stops consuming and gives back what nobody was handed.
     async fn give_back(&mut self, mut unread: Vec<u64>) -> Result<()> {
+        if self.keeps_order {
+            // The end of the channel gives everything back in its order.
+            self.consuming = false;
+            return Ok(());
+        }
         if self.consuming {
             self.consuming = false;
             let tag = self.deliveries.tag();
@@ -370,7 +399,7 @@ impl Owner {
             write(cancel).await?;
             while let Some(Some(Ok(delivery))) = self.deliveries.next().now_or_never() {
                 unread.push(delivery.delivery_tag);
-                let kept = delivered::read(&self.stay.queue, delivery, self.stay.link().version());
+                let kept = delivered::read(&self.stay.queue, delivery);
                 self.stay.book().ledger.enter(*unread.last().unwrap_or(&0), kept);
             }
         }
@@ -388,10 +417,10 @@ impl Owner {
         match delivery {
             Some(Ok(delivery)) => {
                 let tag = delivery.delivery_tag;
-                let kept = delivered::read(&self.stay.queue, delivery, self.stay.link().version());
+                let kept = delivered::read(&self.stay.queue, delivery);
                 let taken = Taken { stay: self.stay.clone(), tag, delivered: kept.clone() };
                 self.stay.book().ledger.enter(tag, kept);
-                if !self.subscriber.push(taken) {
+                if !self.subscriber.push(taken) && !self.keeps_order {
                     self.stay.stop(vec![tag]);
                 }
                 Ok(())
@@ -399,6 +428,7 @@ impl Owner {
             Some(Err(error)) => Err(translate("consume", error)),
             None if self.channel.status().connected() => {
                 self.consuming = false;
+                self.keeps_order = false;
                 self.subscriber.end_deleted();
                 Ok(())
             }

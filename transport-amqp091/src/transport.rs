@@ -1,15 +1,16 @@
 //! The transport that users hold.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{error, fmt, io, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use lapin::tcp::OwnedTLSConfig;
 use postrider_core::{
     Capabilities, Consumer, ConsumerOptions, Env, Error, ErrorKind, Health, Plan, Publisher,
-    PublisherOptions, QueueInfo, Result, Topology, Transport, TransportEvent, check_name,
+    PublisherOptions, QueueInfo, QueueKind, Result, Topology, Transport, TransportEvent,
+    check_name,
 };
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, time::sleep};
 
 use crate::{
     admin::{self, Admin},
@@ -17,9 +18,16 @@ use crate::{
     link::{Guard, Link},
     options::Options,
     publisher::Amqp091Publisher,
-    session::Dial,
-    supervisor, uri, version,
+    session::{Dial, Listener, Session},
+    supervisor, uri,
+    version::{self, Version},
 };
+
+/// How often a connection that the broker resets is tried.
+const ATTEMPTS: u32 = 4;
+
+/// How long to wait before the next try, at least.
+const RESET_PAUSE: Duration = Duration::from_millis(100);
 
 /// A connection to RabbitMQ over AMQP 0.9.1, which restores itself when it is lost.
 ///
@@ -62,11 +70,21 @@ impl Amqp091 {
         let in_context = |error: Error| error.with_context("url", shown.clone());
         let tls = Arc::new(OwnedTLSConfig::default());
         let limit = options.connect_timeout;
-        let version = version::ask(&uri.broker, &tls, limit).await.map_err(in_context)?;
         let name =
             options.name.clone().unwrap_or_else(|| format!("postrider {}", options.env.new_id()));
         let dial = Dial { uri: uri.broker, tls, name, limit };
-        let (session, listener) = dial.session(1).await.map_err(in_context)?;
+        let mut attempt = 1;
+        let (version, (session, listener)) = loop {
+            match open(&dial).await {
+                Ok(opened) => break opened,
+                // A broker that is greeted by many at once resets some.
+                Err(error) if attempt < ATTEMPTS && was_reset(&error) => {
+                    attempt += 1;
+                    sleep(RESET_PAUSE.mul_f64(1.0 + options.env.random_unit())).await;
+                }
+                Err(error) => return Err(in_context(error)),
+            }
+        };
         let link = Link::new(uri.shown, options, version, session.clone());
         tokio::spawn(supervisor::supervise(link.clone(), dial, session, listener));
         Ok(Self(Arc::new(Guard::new(link))))
@@ -75,6 +93,30 @@ impl Amqp091 {
     fn link(&self) -> &Arc<Link> {
         self.0.link()
     }
+}
+
+async fn open(dial: &Dial) -> Result<(Version, (Arc<Session>, Listener))> {
+    let version = version::ask(&dial.uri, &dial.tls, dial.limit).await?;
+    Ok((version, dial.session(1).await?))
+}
+
+/// Whether the broker took a connection and dropped it, for which one that is stopped or refuses
+/// does not stand.
+fn was_reset(error: &Error) -> bool {
+    let mut source = error::Error::source(error);
+    while let Some(cause) = source {
+        let io = cause.downcast_ref::<io::Error>().or_else(|| {
+            match cause.downcast_ref::<lapin::Error>()?.kind() {
+                lapin::ErrorKind::IOError(io) => Some(&**io),
+                _ => None,
+            }
+        });
+        if io.is_some_and(|io| io.kind() == io::ErrorKind::ConnectionReset) {
+            return true;
+        }
+        source = cause.source();
+    }
+    false
 }
 
 impl fmt::Debug for Amqp091 {
@@ -160,6 +202,16 @@ impl Transport for Amqp091 {
                 "consume",
                 "a prefetch of 0 would be no limit; ask for at least 1",
             ));
+        }
+        let spec = self.link().record().queue(queue).cloned();
+        if options.exclusive && spec.is_some_and(|spec| spec.kind == QueueKind::Quorum) {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "consume",
+                "RabbitMQ has no exclusive consumers on quorum queues; declare a single active \
+                 consumer instead",
+            )
+            .with_context("queue", queue));
         }
         let subscriber = Subscriber::new(&self.0, queue, options);
         self.link().subscribers().enter(&subscriber);

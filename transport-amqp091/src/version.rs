@@ -31,7 +31,7 @@ pub(crate) struct Version {
 pub(crate) async fn ask(uri: &AMQPUri, tls: &OwnedTLSConfig, limit: Duration) -> Result<Version> {
     let unavailable = |error: std::io::Error| {
         let why = format!("the broker cannot be reached: {error}");
-        Error::new(ErrorKind::Unavailable, "connect", why)
+        Error::new(ErrorKind::Unavailable, "connect", why).with_source(error)
     };
     let greeting = async {
         let runtime = lapin::runtime::default_runtime()

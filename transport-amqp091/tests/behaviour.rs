@@ -182,11 +182,13 @@ impl Management {
             .collect())
     }
 
-    fn close(&self, connection: &str) -> Result<()> {
+    /// Closes a connection; `false` when it has gone by itself.
+    fn close(&self, connection: &str) -> Result<bool> {
         let url = format!("{}/api/connections/{}", self.url, percent_encoded(connection));
         match ureq::delete(&url).header("authorization", &self.authorization).call() {
-            // It may have gone by itself.
-            Ok(_) | Err(ureq::Error::StatusCode(404)) => Ok(()),
+            Ok(_) => Ok(true),
+            // The list lags behind.
+            Err(ureq::Error::StatusCode(404)) => Ok(false),
             Err(error) => Err(failed("closing a connection", error)),
         }
     }
@@ -230,12 +232,14 @@ impl Wire for Cutter {
         loop {
             let (management, name) = (self.management.clone(), self.name.clone());
             let cut = spawn_blocking(move || {
-                let connections = management.connections(&name)?;
-                connections.iter().try_for_each(|connection| management.close(connection))?;
-                Ok(connections.len())
+                let mut cut = false;
+                for connection in management.connections(&name)? {
+                    cut |= management.close(&connection)?;
+                }
+                Ok(cut)
             });
-            let cut: Result<usize> = cut.await.map_err(|error| failed("cutting", error))?;
-            if cut? > 0 {
+            let cut: Result<bool> = cut.await.map_err(|error| failed("cutting", error))?;
+            if cut? {
                 return Ok(());
             }
             if Env::system().now() > deadline {
