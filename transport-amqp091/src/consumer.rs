@@ -28,6 +28,9 @@ use crate::{
 /// How long to wait before a consumer whose channel was closed consumes again.
 const REATTACH_PAUSE: Duration = Duration::from_millis(200);
 
+/// How long the broker may take to see that the last owner of a queue is gone.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// A delivery that waits to be handed out.
 #[derive(Debug)]
 pub(crate) struct Taken {
@@ -173,12 +176,18 @@ impl Subscriber {
         if !matches!(self.inner().place, Place::Suspended) {
             return Ok(());
         }
+        let Some(guard) = self.guard.upgrade() else { return Ok(()) };
+        let unlocked_by = guard.link().env().now() + LOCK_TIMEOUT;
         loop {
             match self.attach(session).await {
                 Ok(()) => return Ok(()),
                 Err(error) if error.is_retryable() => return Err(error),
                 // The broker may not have seen yet that the old consumer is gone.
-                Err(error) if error.kind() == ErrorKind::Locked && !session.is_over() => {
+                Err(error)
+                    if error.kind() == ErrorKind::Locked
+                        && !session.is_over()
+                        && guard.link().env().now() < unlocked_by =>
+                {
                     if !matches!(self.inner().place, Place::Suspended) {
                         return Ok(());
                     }

@@ -1,4 +1,4 @@
-//! RabbitMQ over AMQP 0.9.1, on [lapin](lapin).
+//! RabbitMQ over AMQP 0.9.1, on lapin.
 //!
 //! # Example: publish and consume
 //!
@@ -36,6 +36,12 @@
 //! `postrider-failures`; the original is acknowledged when the copy is stored. The delivery limit of
 //! a queue holds for such retries where this connection declared the queue.
 //!
+//! # Consumers
+//!
+//! On a quorum queue there are no exclusive consumers; declare a single active consumer. Whoever
+//! consumes such a queue should declare it on the same connection: then a consumer that is dropped
+//! keeps its place until all it handed out is settled, and the next goes on in order.
+//!
 //! # Recovery
 //!
 //! When a connection is lost, both are made anew, with capped and jittered pauses. What goes with a
@@ -60,9 +66,11 @@ mod roster;
 mod session;
 mod stay;
 mod supervisor;
+mod tls;
 mod transport;
 mod uri;
 mod version;
 
 pub use options::Options;
+pub use tls::Tls;
 pub use transport::Amqp091;

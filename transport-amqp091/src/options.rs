@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use postrider_core::Env;
 
+use crate::Tls;
+
 /// What a connection's URL does not say.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -13,6 +15,8 @@ pub struct Options {
     /// The name of the connections in the broker's tools, followed by what each is for. Default:
     /// `postrider` and a unique id.
     pub name: Option<String>,
+    /// The certificates of an `amqps` connection. Default: those that the platform trusts.
+    pub tls: Tls,
     /// How long connecting may take, the handshake included. Default: 10 seconds.
     pub connect_timeout: Duration,
     /// How long a call other than a publish may take, waiting for a lost connection included.
@@ -28,6 +32,7 @@ impl Default for Options {
         Self {
             env: Env::system(),
             name: None,
+            tls: Tls::default(),
             connect_timeout: Duration::from_secs(10),
             operation_timeout: Duration::from_secs(30),
             reconnect_pause: Duration::from_secs(5),
@@ -47,6 +52,13 @@ impl Options {
     #[must_use]
     pub fn with_name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
+        self
+    }
+
+    /// Sets [`tls`](Self::tls).
+    #[must_use]
+    pub fn with_tls(mut self, tls: Tls) -> Self {
+        self.tls = tls;
         self
     }
 

@@ -4,7 +4,6 @@ use std::{error, fmt, io, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
-use lapin::tcp::OwnedTLSConfig;
 use postrider_core::{
     Capabilities, Consumer, ConsumerOptions, Env, Error, ErrorKind, Health, Plan, Publisher,
     PublisherOptions, QueueInfo, QueueKind, Result, Topology, Transport, TransportEvent,
@@ -68,7 +67,7 @@ impl Amqp091 {
         let uri = uri::parse(url)?;
         let shown = uri.shown.clone();
         let in_context = |error: Error| error.with_context("url", shown.clone());
-        let tls = Arc::new(OwnedTLSConfig::default());
+        let tls = Arc::new(options.tls.config());
         let limit = options.connect_timeout;
         let name =
             options.name.clone().unwrap_or_else(|| format!("postrider {}", options.env.new_id()));
@@ -154,8 +153,9 @@ impl Transport for Amqp091 {
             record.add(topology);
             record.wants_pruning()
         };
-        if prune {
-            admin::prune(self.link(), &session, deadline).await?;
+        if prune && let Err(error) = admin::prune(self.link(), &session, deadline).await {
+            // It is declared all the same, and the next declaration prunes.
+            tracing::debug!(%error, "what is gone was not looked for");
         }
         Ok(())
     }
