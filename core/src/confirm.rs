@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use tokio::sync::oneshot;
+use tokio::sync::oneshot::{self, error::TryRecvError};
 
 use crate::{Error, ErrorKind, Result};
 
@@ -97,8 +97,9 @@ impl Future for Confirm {
             State::Pending(receiver) => {
                 // A verdict that is there is given whatever is left of the task's budget.
                 let answer = match receiver.try_recv() {
-                    Ok(verdict) => Poll::Ready(Ok(verdict)),
-                    Err(_) => Pin::new(receiver).poll(cx),
+                    Ok(verdict) => Poll::Ready(Some(verdict)),
+                    Err(TryRecvError::Closed) => Poll::Ready(None),
+                    Err(TryRecvError::Empty) => Pin::new(receiver).poll(cx).map(Result::ok),
                 };
                 answer.map(|answer| {
                     answer.unwrap_or(Verdict::Unknown(Cow::Borrowed("the publisher ended first")))
