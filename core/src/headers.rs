@@ -5,6 +5,18 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
+/// The header that carries [`Message::causation_id`](crate::Message::causation_id) where the protocol
+/// has no property for it: text.
+pub const CAUSATION_ID_HEADER: &str = "postrider-causation-id";
+
+/// The header that carries [`Message::key`](crate::Message::key) where the protocol has no property
+/// for it: text.
+pub const KEY_HEADER: &str = "postrider-key";
+
+/// The header that carries [`Message::deadline`](crate::Message::deadline): milliseconds since the
+/// start of 1970 in UTC, as a whole number.
+pub const DEADLINE_HEADER: &str = "postrider-deadline";
+
 /// A header's value: the types that pass unharmed through every broker.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -13,7 +25,8 @@ pub enum HeaderValue {
     Bool(bool),
     /// A signed whole number.
     Int(i64),
-    /// A floating-point number.
+    /// A floating-point number. Brokers close the connection over one that is not finite, so a
+    /// send refuses it.
     Float(f64),
     /// Text.
     Text(Cow<'static, str>),
@@ -30,6 +43,16 @@ pub enum HeaderValue {
 }
 
 impl HeaderValue {
+    /// Whether every floating-point number in it is finite.
+    pub(crate) fn is_finite(&self) -> bool {
+        match self {
+            Self::Float(number) => number.is_finite(),
+            Self::List(items) => items.iter().all(Self::is_finite),
+            Self::Map(headers) => headers.iter().all(|(_, value)| value.is_finite()),
+            _ => true,
+        }
+    }
+
     /// The text, when it is text.
     #[must_use]
     pub fn as_text(&self) -> Option<&str> {

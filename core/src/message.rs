@@ -182,8 +182,9 @@ impl Message {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Invalid`] for a text property or header name over 255 bytes, or a time to live
-    /// over 2^32 - 1 milliseconds. Causation id and key travel as headers and have no such limit.
+    /// [`ErrorKind::Invalid`] for a text property or header name over 255 bytes, a header with a
+    /// floating-point number that is not finite, or a time to live over 2^32 - 1 milliseconds.
+    /// Causation id and key travel as headers and have no limit of their own.
     pub fn check(&self, operation: &'static str) -> Result<()> {
         let texts = [
             ("message_id", &self.message_id),
@@ -203,6 +204,13 @@ impl Message {
                 ErrorKind::Invalid,
                 operation,
                 format!("{property} has {bytes} bytes, the protocol takes {MAX_NAME_BYTES}"),
+            ));
+        }
+        if !self.headers.iter().all(|(_, value)| value.is_finite()) {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                operation,
+                "a header that is a floating-point number must be finite",
             ));
         }
         if self.ttl.is_some_and(|ttl| ttl.as_millis() > MAX_MILLIS) {

@@ -1,6 +1,6 @@
 //! Whether a binding matches a message.
 
-use postrider_core::{Binding, Error, ErrorKind, ExchangeKind, HeaderValue, Headers, Result};
+use postrider_core::{Binding, ExchangeKind, HeaderValue, Headers};
 
 /// Whether a message with this routing key and these headers takes `binding` of an exchange.
 pub(crate) fn matches(
@@ -71,19 +71,6 @@ fn headers_match(arguments: &Headers, headers: &Headers) -> bool {
         .filter(|(name, _)| *name != "x-match" && (rule.with_x || !name.starts_with("x-")));
     let has = |(name, value): (&str, &HeaderValue)| headers.get(name) == Some(value);
     if rule.all { wanted.all(has) } else { wanted.any(has) }
-}
-
-/// Refuses an `x-match` that means nothing.
-pub(crate) fn check_arguments(binding: &Binding) -> Result<()> {
-    if headers_rule(&binding.arguments).is_some() {
-        return Ok(());
-    }
-    Err(Error::new(
-        ErrorKind::Invalid,
-        "declare",
-        "x-match must be all, any, all-with-x or any-with-x",
-    )
-    .with_context("binding", binding.to_string()))
 }
 
 #[cfg(test)]

@@ -46,6 +46,7 @@ impl Connection {
     }
 
     fn plan_for(&self, registry: &Registry, topology: &Topology) -> Result<Plan> {
+        topology.check()?;
         let action = |found: bool, difference: Option<Difference>| match (found, difference) {
             (false, _) => Action::Create,
             (true, None) => Action::Keep,
@@ -53,7 +54,6 @@ impl Connection {
         };
         let mut steps = Vec::new();
         for wanted in &topology.exchanges {
-            rules::check_exchange(wanted)?;
             let found = registry.exchange(&wanted.name);
             let difference = found.and_then(|found| Difference::of_exchanges(wanted, found));
             let action = action(found.is_some(), difference);
@@ -67,9 +67,7 @@ impl Connection {
             let action = action(found.is_some(), difference);
             steps.push(Step { entity: Entity::Queue(Box::new(wanted.clone())), action });
         }
-        rules::check_consistency(topology)?;
         for wanted in &topology.bindings {
-            rules::check_binding(wanted)?;
             let exchange = |name: &str| {
                 registry.exchange(name).is_some()
                     || topology.exchanges.iter().any(|exchange| exchange.name == name)
@@ -170,7 +168,7 @@ impl Connection {
                 registry.unbind(binding);
             }
             for exchange in &topology.exchanges {
-                rules::check_exchange(exchange)?;
+                exchange.check()?;
                 registry.remove_exchange(&exchange.name);
             }
         }

@@ -1,6 +1,7 @@
 //! The exchanges, queues and bindings that something needs, and the plan to get there.
 
 mod binding;
+mod check;
 mod exchange;
 mod plan;
 mod queue;

@@ -21,7 +21,9 @@ pub(super) fn behaviours() -> Vec<Behaviour> {
 
 async fn consumers_and_publishers_leave_nothing(scene: Scene) {
     let cycles = scene.scaled(2_000);
-    let queue = scene.queue("churn").await;
+    // Without a limit, because some brokers count what is given back unread.
+    let queue = Queue::durable(scene.name("churn")).without_delivery_limit();
+    let queue = scene.declare_queue(queue).await;
     scene.publish(&queue, (0..10).map(|n| n.to_string())).await;
     let transport = scene.transport();
     for cycle in 0..cycles {

@@ -62,7 +62,8 @@ async fn exclusive_queue_goes_with_its_connection(scene: Scene) {
 }
 
 async fn exclusive_consumer_keeps_others_out(scene: Scene) {
-    let queue = scene.queue("kept").await;
+    // A replicated queue has a single active consumer instead.
+    let queue = scene.classic("kept").await;
     let other = scene.connect().await.transport;
     let exclusive = ConsumerOptions::default().exclusive();
     let first = scene.transport().consumer(&queue, exclusive.clone()).await;
@@ -83,7 +84,7 @@ async fn exclusive_consumer_keeps_others_out(scene: Scene) {
 }
 
 async fn exclusive_consumer_needs_an_unused_queue(scene: Scene) {
-    let queue = scene.queue("used").await;
+    let queue = scene.classic("used").await;
     let _first = scene.read(&queue, 1).await;
     let second = scene.transport().consumer(&queue, ConsumerOptions::default().exclusive()).await;
     refused(second, &[ErrorKind::Locked], "an exclusive consumer beside another");

@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chrono::DateTime;
-use postrider_core::{HeaderValue, Headers, Message};
+use postrider_core::{Address, Envelope, ErrorKind, HeaderValue, Headers, Message};
 
 use super::{Behaviour, Need};
-use crate::Scene;
+use crate::{Scene, scene::refused};
 
 pub(super) fn behaviours() -> Vec<Behaviour> {
     vec![
@@ -15,6 +15,7 @@ pub(super) fn behaviours() -> Vec<Behaviour> {
         Behaviour::new(absent_properties_stay_absent, &[Need::Topology]),
         Behaviour::new(every_header_type_arrives, &[Need::Topology]),
         Behaviour::new(numbers_arrive_exactly, &[Need::Topology]),
+        Behaviour::new(numbers_without_end_are_refused, &[Need::Topology]),
         Behaviour::new(nested_headers_arrive, &[Need::Topology, Need::NestedHeaders]),
         Behaviour::new(many_headers_arrive, &[Need::Topology]),
         Behaviour::new(properties_survive_a_redelivery, &[Need::Topology]),
@@ -109,11 +110,29 @@ async fn numbers_arrive_exactly(scene: Scene) {
     for (n, int) in ints.into_iter().chain([i64::MAX, i64::MIN, (1 << 53) + 1]).enumerate() {
         message = message.with_header(format!("int-{n}"), int);
     }
-    let floats = [0.0, -0.0, 1.0, 0.1, f64::MAX, f64::MIN_POSITIVE, f64::INFINITY, 1e300];
+    let floats = [0.0, -0.0, 1.0, 0.1, f64::MAX, f64::MIN_POSITIVE, f64::MAX / 3.0, 1e300];
     for (n, float) in floats.into_iter().enumerate() {
         message = message.with_header(format!("float-{n}"), float);
     }
     round_trip(&scene, "numbers", message).await;
+}
+
+/// RabbitMQ closes the connection over them.
+async fn numbers_without_end_are_refused(scene: Scene) {
+    let queue = scene.queue("endless").await;
+    let publisher = scene.publisher().await;
+    for float in [f64::INFINITY, f64::NEG_INFINITY, f64::NAN] {
+        let list = vec![HeaderValue::Float(float)];
+        let map: Headers = [("deep", HeaderValue::List(list))].into_iter().collect();
+        for value in [HeaderValue::Float(float), HeaderValue::Map(map)] {
+            let message = Message::new("endless").with_header("float", value);
+            let envelope = Envelope::new(Address::queue(queue.clone()), message);
+            let sent = publisher.send(envelope).await;
+            refused(sent, &[ErrorKind::Invalid], &format!("a header that is {float}"));
+        }
+    }
+    scene.publish(&queue, ["after"]).await;
+    scene.holds(&queue, &["after"]).await;
 }
 
 async fn nested_headers_arrive(scene: Scene) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use postrider_core::Queue;
+use postrider_core::{Queue, Topology};
 
 use super::{Behaviour, Need};
 use crate::{Scene, scene::text};
@@ -59,8 +59,10 @@ async fn next_consumer_takes_over_in_order(scene: Scene) {
 
 async fn next_connection_takes_over(scene: Scene) {
     for queue in queues(&scene) {
-        let queue = scene.declare_queue(queue).await;
         let first = scene.connect().await.transport;
+        // It declares what it consumes, as services do: a protocol may not tell it of the rule.
+        first.declare(&Topology::new().queue(queue.clone())).await.expect("declaring the queue");
+        let queue = scene.declare_queue(queue).await;
         scene.publish(&queue, numbers(0..4)).await;
         let mut active = scene.read_on(&first, &queue, 1).await;
         let mut waiting = scene.read(&queue, 1).await;

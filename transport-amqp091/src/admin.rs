@@ -1,0 +1,379 @@
+//! Topology and questions about it, each on a channel that may die of the answer.
+
+use std::{sync::Arc, time::Duration};
+
+use lapin::{
+    Channel,
+    options::{
+        ExchangeBindOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, ExchangeUnbindOptions,
+        QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions,
+    },
+    types::FieldTable,
+};
+use postrider_core::{
+    Action, Binding, Entity, Error, ErrorKind, Exchange, Plan, Queue, QueueInfo, Result, Step,
+    Target, Topology, check_name,
+};
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    arguments,
+    link::Link,
+    properties,
+    record::{exchange_goes_by_itself, goes_by_itself},
+    session::{Session, by},
+};
+
+/// How long the broker may take to see that the old owner of an exclusive queue is gone.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long to wait before an exclusive queue is tried again.
+const LOCK_PAUSE: Duration = Duration::from_millis(100);
+
+/// Administration on one session, until a deadline.
+pub(crate) struct Admin<'a> {
+    session: &'a Session,
+    operation: &'static str,
+    deadline: Instant,
+}
+
+impl<'a> Admin<'a> {
+    pub(crate) const fn new(
+        session: &'a Session,
+        operation: &'static str,
+        deadline: Instant,
+    ) -> Self {
+        Self { session, operation, deadline }
+    }
+
+    /// Makes one call on a channel, which is kept for the next if the call left it open.
+    async fn call<T>(&self, call: impl AsyncFnOnce(&Channel) -> lapin::Result<T>) -> Result<T> {
+        let channel = self.session.admin_channel(self.operation).await?;
+        let outcome = by(self.deadline, self.operation, call(&channel)).await;
+        if outcome.is_ok() {
+            self.session.give_back(channel);
+        }
+        outcome
+    }
+
+    // Questions
+
+    /// What a queue holds; `None` when it is not there.
+    pub(crate) async fn queue_info(&self, name: &str) -> Result<Option<QueueInfo>> {
+        check_name(self.operation, name)?;
+        if name.is_empty() {
+            // The protocol's word for the channel's last queue.
+            return Ok(None);
+        }
+        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let asked = self
+            .call(async |channel| {
+                channel.queue_declare(name.into(), options, FieldTable::default()).await
+            })
+            .await;
+        match asked {
+            Ok(queue) => {
+                Ok(Some(QueueInfo::new(queue.message_count().into(), queue.consumer_count())))
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.with_context("queue", name)),
+        }
+    }
+
+    pub(crate) async fn has_exchange(&self, name: &str) -> Result<bool> {
+        check_name(self.operation, name)?;
+        let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+        let asked = self
+            .call(async |channel| {
+                let kind = lapin::ExchangeKind::Direct;
+                channel.exchange_declare(name.into(), kind, options, FieldTable::default()).await
+            })
+            .await;
+        match asked {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error.with_context("exchange", name)),
+        }
+    }
+
+    pub(crate) async fn purge(&self, name: &str) -> Result<u64> {
+        check_name(self.operation, name)?;
+        self.call(async |channel| {
+            channel.queue_purge(name.into(), QueuePurgeOptions::default()).await
+        })
+        .await
+        .map(u64::from)
+        .map_err(|error| error.with_context("queue", name))
+    }
+
+    // Declaring
+
+    async fn declare_exchange(&self, exchange: &Exchange) -> Result<()> {
+        self.call(async |channel| {
+            channel
+                .exchange_declare(
+                    (&*exchange.name).into(),
+                    arguments::exchange_kind(exchange),
+                    arguments::exchange_options(exchange),
+                    arguments::exchange_arguments(exchange),
+                )
+                .await
+        })
+        .await
+        .map_err(|error| error.with_context("exchange", exchange.name.clone()))
+    }
+
+    pub(crate) async fn declare_queue(&self, queue: &Queue) -> Result<()> {
+        self.declare_queue_with(queue, arguments::queue_arguments(queue)).await
+    }
+
+    pub(crate) async fn declare_queue_with(&self, queue: &Queue, table: FieldTable) -> Result<()> {
+        let options = arguments::queue_options(queue);
+        self.call(async |channel| {
+            channel.queue_declare((&*queue.name).into(), options, table).await
+        })
+        .await
+        .map(drop)
+        .map_err(|error| error.with_context("queue", queue.name.clone()))
+    }
+
+    async fn bind(&self, binding: &Binding) -> Result<()> {
+        let (source, key) = (&*binding.exchange, &*binding.key);
+        let table = properties::write_headers(&binding.arguments);
+        self.call(async |channel| match &binding.target {
+            Target::Queue(queue) => {
+                let options = QueueBindOptions::default();
+                channel
+                    .queue_bind((&**queue).into(), source.into(), key.into(), options, table)
+                    .await
+            }
+            Target::Exchange(target) => {
+                let options = ExchangeBindOptions::default();
+                channel
+                    .exchange_bind((&**target).into(), source.into(), key.into(), options, table)
+                    .await
+            }
+        })
+        .await
+        .map_err(|error| error.with_context("binding", binding.to_string()))
+    }
+
+    async fn unbind(&self, binding: &Binding) -> Result<()> {
+        let (source, key) = (&*binding.exchange, &*binding.key);
+        let table = properties::write_headers(&binding.arguments);
+        let unbound = self
+            .call(async |channel| match &binding.target {
+                Target::Queue(queue) => {
+                    channel.queue_unbind((&**queue).into(), source.into(), key.into(), table).await
+                }
+                Target::Exchange(target) => {
+                    let options = ExchangeUnbindOptions::default();
+                    channel
+                        .exchange_unbind(
+                            (&**target).into(),
+                            source.into(),
+                            key.into(),
+                            options,
+                            table,
+                        )
+                        .await
+                }
+            })
+            .await;
+        gone_is_fine(unbound.map_err(|error| error.with_context("binding", binding.to_string())))
+    }
+
+    /// What declaring a queue would do. A queue that is there is declared again with what is
+    /// wanted: an equal declaration changes nothing, and another is refused with the argument.
+    async fn plan_queue(&self, queue: &Queue) -> Result<Action> {
+        if self.queue_info(&queue.name).await?.is_none() {
+            return Ok(Action::Create);
+        }
+        conflict_of(self.declare_queue(queue).await)
+    }
+
+    async fn plan_exchange(&self, exchange: &Exchange) -> Result<Action> {
+        if !self.has_exchange(&exchange.name).await? {
+            return Ok(Action::Create);
+        }
+        conflict_of(self.declare_exchange(exchange).await)
+    }
+
+    pub(crate) async fn plan(&self, topology: &Topology) -> Result<Plan> {
+        check(topology)?;
+        let mut steps = Vec::new();
+        for exchange in &topology.exchanges {
+            let action = self.plan_exchange(exchange).await?;
+            steps.push(Step { entity: Entity::Exchange(exchange.clone()), action });
+        }
+        for queue in &topology.queues {
+            let action = self.plan_queue(queue).await?;
+            steps.push(Step { entity: Entity::Queue(Box::new(queue.clone())), action });
+        }
+        for binding in &topology.bindings {
+            let entity = Entity::Binding(binding.clone());
+            steps.push(Step { entity, action: Action::Ensure });
+        }
+        Ok(Plan { steps })
+    }
+
+    pub(crate) async fn declare(&self, topology: &Topology) -> Result<()> {
+        // The plan tells of whatever stands against it before anything is changed.
+        let plan = self.plan(topology).await?;
+        if let Some((entity, difference)) = plan.differences().next() {
+            return Err(difference.clone().into_error(entity));
+        }
+        for step in &plan.steps {
+            match (&step.entity, &step.action) {
+                (Entity::Exchange(exchange), Action::Create) => {
+                    self.declare_exchange(exchange).await?;
+                }
+                (Entity::Queue(queue), Action::Create) => self.declare_queue(queue).await?,
+                (Entity::Binding(binding), _) => self.bind(binding).await?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn remove(&self, topology: &Topology) -> Result<()> {
+        // A queue that is locked keeps anything from being removed.
+        for queue in &topology.queues {
+            self.queue_info(&queue.name).await?;
+        }
+        for binding in &topology.bindings {
+            self.unbind(binding).await?;
+        }
+        for queue in &topology.queues {
+            let options = QueueDeleteOptions::default();
+            let deleted = self
+                .call(async |channel| channel.queue_delete((&*queue.name).into(), options).await)
+                .await
+                .map(drop);
+            gone_is_fine(deleted.map_err(|error| error.with_context("queue", queue.name.clone())))?;
+        }
+        for exchange in &topology.exchanges {
+            exchange.check()?;
+            let options = ExchangeDeleteOptions::default();
+            let deleted = self
+                .call(async |channel| {
+                    channel.exchange_delete((&*exchange.name).into(), options).await
+                })
+                .await;
+            gone_is_fine(
+                deleted.map_err(|error| error.with_context("exchange", exchange.name.clone())),
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn check(topology: &Topology) -> Result<()> {
+    topology.exchanges.iter().try_for_each(Exchange::check)?;
+    topology.queues.iter().try_for_each(Queue::check)?;
+    topology.bindings.iter().try_for_each(Binding::check)
+}
+
+fn gone_is_fine(outcome: Result<()>) -> Result<()> {
+    match outcome {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn conflict_of(declared: Result<()>) -> Result<Action> {
+    match declared {
+        Ok(()) => Ok(Action::Keep),
+        Err(error) if error.kind() == ErrorKind::Mismatch => {
+            match arguments::difference(error.message()) {
+                Some(difference) => Ok(Action::Conflict(difference)),
+                None => Err(error),
+            }
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Forgets in the record what is not there any more, so that what others deleted does not reappear
+/// after a loss.
+pub(crate) async fn prune(link: &Link, session: &Session, deadline: Instant) -> Result<()> {
+    let admin = Admin::new(session, "declare", deadline);
+    let known = link.record().topology().clone();
+    for exchange in &known.exchanges {
+        if !admin.has_exchange(&exchange.name).await? {
+            link.record().forget_exchange(&exchange.name);
+        }
+    }
+    for queue in &known.queues {
+        if admin.queue_info(&queue.name).await?.is_none() {
+            link.record().forget_queue(&queue.name);
+        }
+    }
+    link.record().note_pruned();
+    Ok(())
+}
+
+/// Declares anew what went with the lost session: what is durable outlives it, and where that is
+/// missing somebody took it away.
+pub(crate) async fn restore(link: &Arc<Link>, session: &Session) -> Result<()> {
+    let deadline = link.operation_deadline();
+    let admin = Admin::new(session, "reconnect", deadline);
+    let known = link.record().topology().clone();
+    for exchange in &known.exchanges {
+        if exchange_goes_by_itself(exchange) {
+            tell(link, admin.declare_exchange(exchange).await)?;
+        } else if !admin.has_exchange(&exchange.name).await? {
+            link.record().forget_exchange(&exchange.name);
+        }
+    }
+    for queue in &known.queues {
+        if goes_by_itself(queue) {
+            tell(link, declare_own(link, &admin, queue).await)?;
+        } else {
+            match admin.queue_info(&queue.name).await {
+                Ok(None) => link.record().forget_queue(&queue.name),
+                other => tell(link, other.map(drop))?,
+            }
+        }
+    }
+    let bindings = link.record().topology().bindings.clone();
+    for binding in &bindings {
+        // A durable binding between durable ends outlives the session, or was taken away.
+        let anew = known.queues.iter().any(|queue| {
+            goes_by_itself(queue) && binding.target == Target::Queue(queue.name.clone())
+        }) || known.exchanges.iter().any(|exchange| {
+            exchange_goes_by_itself(exchange)
+                && (binding.exchange == exchange.name
+                    || binding.target == Target::Exchange(exchange.name.clone()))
+        });
+        if anew {
+            tell(link, admin.bind(binding).await)?;
+        }
+    }
+    Ok(())
+}
+
+/// Declares an exclusive queue; until the broker has seen its last owner go, it is locked.
+async fn declare_own(link: &Link, admin: &Admin<'_>, queue: &Queue) -> Result<()> {
+    let until = link.env().now() + LOCK_TIMEOUT;
+    loop {
+        match admin.declare_queue(queue).await {
+            Err(error) if error.kind() == ErrorKind::Locked && link.env().now() < until => {
+                sleep(LOCK_PAUSE).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// What cannot be restored is told and left out; only a broken connection begins anew.
+fn tell(link: &Link, outcome: Result<()>) -> Result<(), Error> {
+    match outcome {
+        Err(error) if error.is_retryable() => Err(error),
+        Err(error) => {
+            tracing::error!(%error, url = link.url(), "a part of the topology is not restored");
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
+}

@@ -1,0 +1,351 @@
+//! The consuming side: a stream of deliveries over all stays of a consumer.
+
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    task::{Context, Poll, Waker, ready},
+    time::Duration,
+};
+
+use futures_util::{Stream, future::BoxFuture};
+use lapin::{
+    options::{BasicConsumeOptions, BasicQosOptions},
+    types::FieldTable,
+};
+use postrider_core::{
+    ConsumerHealth, ConsumerOptions, Delivery, Error, ErrorKind, Result, TransportEvent,
+};
+use tokio::time::sleep;
+
+use crate::{
+    delivered::Delivered,
+    link::Guard,
+    session::{Session, by},
+    stay::{Owner, Stay},
+};
+
+/// How long to wait before a consumer whose channel was closed consumes again.
+const REATTACH_PAUSE: Duration = Duration::from_millis(200);
+
+/// How long the broker may take to see that the last owner of a queue is gone.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A delivery that waits to be handed out.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    pub(crate) stay: Arc<Stay>,
+    pub(crate) tag: u64,
+    pub(crate) delivered: Delivered,
+}
+
+#[derive(Debug)]
+enum Place {
+    /// At its queue.
+    Attached(Arc<Stay>),
+    /// Waiting for the connection to be restored.
+    Suspended,
+    /// Gone, with what its stream still has to say.
+    Ended { error: Option<Error> },
+}
+
+#[derive(Debug)]
+struct Inner {
+    place: Place,
+    /// Bounded by the prefetch: the broker sends no more.
+    buffer: VecDeque<Taken>,
+    waker: Option<Waker>,
+}
+
+/// A consumer over all its stays.
+#[derive(Debug)]
+pub(crate) struct Subscriber {
+    queue: Arc<str>,
+    options: ConsumerOptions,
+    /// Kept open by the consumer's stream and by its stays, not by this.
+    guard: Weak<Guard>,
+    inner: Mutex<Inner>,
+}
+
+impl Subscriber {
+    pub(crate) fn new(guard: &Arc<Guard>, queue: &str, options: ConsumerOptions) -> Arc<Self> {
+        Arc::new(Self {
+            queue: queue.into(),
+            options,
+            guard: Arc::downgrade(guard),
+            inner: Mutex::new(Inner {
+                place: Place::Suspended,
+                buffer: VecDeque::new(),
+                waker: None,
+            }),
+        })
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to consume on a channel of its own.
+    pub(crate) async fn attach(self: &Arc<Self>, session: &Arc<Session>) -> Result<()> {
+        let Some(guard) = self.guard.upgrade() else { return Ok(()) };
+        let deadline = guard.link().operation_deadline();
+        let spec = guard.link().record().queue(&self.queue).cloned();
+        let keeps_order = spec.is_some_and(|spec| spec.single_active_consumer);
+        let in_context = |error: Error| error.with_context("queue", self.queue.to_string());
+        let channel = session.consuming_channel("consume").await.map_err(in_context)?;
+        let qos = channel.basic_qos(self.options.prefetch, BasicQosOptions::default());
+        by(deadline, "consume", qos).await.map_err(in_context)?;
+        let options = BasicConsumeOptions {
+            exclusive: self.options.exclusive,
+            ..BasicConsumeOptions::default()
+        };
+        let tag = self.options.name.as_deref().unwrap_or_default();
+        let consume = channel.basic_consume(
+            (&*self.queue).into(),
+            tag.into(),
+            options,
+            FieldTable::default(),
+        );
+        let deliveries = by(deadline, "consume", consume).await.map_err(in_context)?;
+        let stay = Stay::new(guard.clone(), self.queue.clone());
+        guard.link().stays().enter(&stay);
+        if !self.leave_suspension(Place::Attached(stay.clone())) {
+            stay.stop(Vec::new());
+        }
+        if session.is_over() {
+            // Whoever suspends consumers may have been here before it was attached.
+            stay.lose();
+            self.suspend();
+            return Err(in_context(Error::new(
+                ErrorKind::Unavailable,
+                "consume",
+                "the connection was lost meanwhile",
+            )));
+        }
+        let owner = Owner::new(
+            stay,
+            self.clone(),
+            session.clone(),
+            channel,
+            deliveries,
+            self.options.prefetch,
+            keeps_order,
+        );
+        session.spawn(owner.run());
+        Ok(())
+    }
+
+    /// Takes a delivery into the buffer; `false` when nobody will read it.
+    pub(crate) fn push(&self, taken: Taken) -> bool {
+        let mut inner = self.inner();
+        let wanted =
+            matches!(&inner.place, Place::Attached(stay) if Arc::ptr_eq(stay, &taken.stay));
+        if wanted {
+            inner.buffer.push_back(taken);
+        }
+        wake(inner);
+        wanted
+    }
+
+    /// Moves to another place and wakes the stream to see it; `false` when it is not suspended.
+    fn leave_suspension(&self, place: Place) -> bool {
+        let mut inner = self.inner();
+        if !matches!(inner.place, Place::Suspended) {
+            return false;
+        }
+        inner.place = place;
+        wake(inner);
+        true
+    }
+
+    /// The connection is lost: the stream waits for it. What it had in advance comes again.
+    pub(crate) fn suspend(&self) {
+        let mut inner = self.inner();
+        if matches!(inner.place, Place::Attached(_)) {
+            inner.place = Place::Suspended;
+            inner.buffer.clear();
+        }
+    }
+
+    /// The connection is back: attaches it again, or ends it when its queue is gone.
+    ///
+    /// # Errors
+    ///
+    /// When the connection is gone again.
+    pub(crate) async fn resume(self: &Arc<Self>, session: &Arc<Session>) -> Result<()> {
+        if !matches!(self.inner().place, Place::Suspended) {
+            return Ok(());
+        }
+        let Some(guard) = self.guard.upgrade() else { return Ok(()) };
+        let unlocked_by = guard.link().env().now() + LOCK_TIMEOUT;
+        loop {
+            match self.attach(session).await {
+                Ok(()) => return Ok(()),
+                Err(error) if error.is_retryable() => return Err(error),
+                // The broker may not have seen yet that the old consumer is gone.
+                Err(error)
+                    if error.kind() == ErrorKind::Locked
+                        && !session.is_over()
+                        && guard.link().env().now() < unlocked_by =>
+                {
+                    if !matches!(self.inner().place, Place::Suspended) {
+                        return Ok(());
+                    }
+                    sleep(REATTACH_PAUSE).await;
+                }
+                Err(error) => {
+                    self.end(error);
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Its channel is gone and the connection is not: consumes anew.
+    // In a box, because the task that calls it is begun by what it calls.
+    pub(crate) fn reattach<'a>(
+        self: &'a Arc<Self>,
+        session: &'a Arc<Session>,
+    ) -> BoxFuture<'a, ()> {
+        self.suspend();
+        Box::pin(async move {
+            while !session.is_over() {
+                sleep(REATTACH_PAUSE).await;
+                if self.resume(session).await.is_ok() {
+                    return;
+                }
+            }
+        })
+    }
+
+    /// Its queue was deleted under it.
+    pub(crate) fn end_deleted(&self) {
+        self.end(
+            Error::new(ErrorKind::NotFound, "consume", "the queue was deleted")
+                .with_context("queue", self.queue.to_string()),
+        );
+    }
+
+    /// Ends the stream with an error.
+    fn end(&self, error: Error) {
+        let cause = error.to_string();
+        let (unread, place) = {
+            let mut inner = self.inner();
+            if matches!(inner.place, Place::Ended { .. }) {
+                return;
+            }
+            let place = std::mem::replace(&mut inner.place, Place::Ended { error: Some(error) });
+            let unread = std::mem::take(&mut inner.buffer);
+            wake(inner);
+            (unread, place)
+        };
+        give_back(&place, &unread);
+        if let Some(guard) = self.guard.upgrade() {
+            let queue = self.queue.to_string();
+            guard.link().events().send(TransportEvent::ConsumerCancelled { queue, cause });
+        }
+    }
+
+    /// Ends the stream; what it handed out can still be settled.
+    pub(crate) fn stop(&self) {
+        let (unread, place) = {
+            let mut inner = self.inner();
+            if matches!(inner.place, Place::Ended { .. }) {
+                return;
+            }
+            let place = std::mem::replace(&mut inner.place, Place::Ended { error: None });
+            let unread = std::mem::take(&mut inner.buffer);
+            wake(inner);
+            (unread, place)
+        };
+        give_back(&place, &unread);
+    }
+
+    /// What it has in hand, while it lives.
+    pub(crate) fn health(&self) -> Option<ConsumerHealth> {
+        let inner = self.inner();
+        let held = match &inner.place {
+            Place::Attached(stay) => stay.held() as u64,
+            Place::Suspended => 0,
+            Place::Ended { .. } => return None,
+        };
+        Some(ConsumerHealth::new(self.queue.to_string(), inner.buffer.len() as u64, held))
+    }
+}
+
+fn give_back(place: &Place, unread: &VecDeque<Taken>) {
+    if let Place::Attached(stay) = place {
+        stay.stop(unread.iter().map(|taken| taken.tag).collect());
+    }
+}
+
+/// Wakes the stream, after the lock is free.
+fn wake(mut inner: MutexGuard<'_, Inner>) {
+    let waker = inner.waker.take();
+    drop(inner);
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
+
+/// The stream of a consumer.
+#[derive(Debug)]
+pub(crate) struct Deliveries {
+    subscriber: Arc<Subscriber>,
+    /// Keeps the connection open.
+    _guard: Arc<Guard>,
+    ended: bool,
+}
+
+impl Deliveries {
+    pub(crate) const fn new(guard: Arc<Guard>, subscriber: Arc<Subscriber>) -> Self {
+        Self { subscriber, _guard: guard, ended: false }
+    }
+
+    fn poll_taken(&self, waker: &Waker) -> Poll<Option<Result<Taken>>> {
+        let mut inner = self.subscriber.inner();
+        while let Some(taken) = inner.buffer.pop_front() {
+            if taken.stay.hand_out() {
+                return Poll::Ready(Some(Ok(taken)));
+            }
+        }
+        if let Place::Ended { error } = &mut inner.place {
+            return Poll::Ready(error.take().map(Err));
+        }
+        inner.waker = Some(waker.clone());
+        Poll::Pending
+    }
+}
+
+impl Stream for Deliveries {
+    type Item = Result<Delivery>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        // A queue that never runs dry must not keep its task from others.
+        let budget = ready!(tokio::task::coop::poll_proceed(cx));
+        let taken = ready!(self.poll_taken(cx.waker()));
+        budget.made_progress();
+        Poll::Ready(match taken {
+            Some(Ok(Taken { stay, tag, delivered })) => {
+                Some(Ok(Delivery::new(delivered.envelope, delivered.info, tag, stay)))
+            }
+            Some(Err(error)) => {
+                self.ended = true;
+                Some(Err(error))
+            }
+            None => {
+                self.ended = true;
+                None
+            }
+        })
+    }
+}
+
+impl Drop for Deliveries {
+    fn drop(&mut self) {
+        self.subscriber.stop();
+    }
+}

@@ -1,0 +1,47 @@
+//! A delivery as it comes from the wire, with what the broker counts of it.
+
+use std::{borrow::Cow, sync::Arc};
+
+use bytes::Bytes;
+use postrider_core::{Address, DeliveryInfo, Envelope};
+
+use crate::{flight::PUBLISH_ID_HEADER, ladder, properties};
+
+/// The header in which a quorum queue counts failures, and before 4.3 every return.
+const DELIVERY_COUNT: &str = "x-delivery-count";
+
+/// The header in which a quorum queue counts earlier deliveries, since 4.3.
+const ACQUIRED_COUNT: &str = "x-acquired-count";
+
+/// A message that was delivered, and its counts.
+#[derive(Debug, Clone)]
+pub(crate) struct Delivered {
+    pub(crate) envelope: Arc<Envelope>,
+    pub(crate) info: DeliveryInfo,
+}
+
+/// Reads a delivery from `queue`.
+pub(crate) fn read(queue: &Arc<str>, delivery: lapin::message::Delivery) -> Delivered {
+    let exchange = delivery.exchange.as_str();
+    let routing_key = Cow::Owned(delivery.routing_key.as_str().to_owned());
+    let address = if exchange.is_empty() {
+        Address::Queue(routing_key)
+    } else {
+        Address::Exchange { exchange: Cow::Owned(exchange.to_owned()), routing_key }
+    };
+    let mut message = properties::read(Bytes::from(delivery.data), &delivery.properties);
+    let headers = &mut message.headers;
+    headers.remove(PUBLISH_ID_HEADER);
+    let failures = properties::take_count(headers, DELIVERY_COUNT).unwrap_or(0);
+    let acquired = properties::take_count(headers, ACQUIRED_COUNT).unwrap_or(0);
+    // A dead letter may bring the counts of the queue it comes from.
+    let (failures, acquired) = if delivery.redelivered { (failures, acquired) } else { (0, 0) };
+    let earlier = ladder::take_counts(headers);
+    ladder::hide_deaths(headers);
+    let here = acquired.max(failures).max(u32::from(delivery.redelivered));
+    let mut info = DeliveryInfo::first(queue.clone());
+    info.failures = failures.saturating_add(earlier.failures);
+    info.attempt = here.saturating_add(earlier.attempts).saturating_add(1);
+    info.redelivered = info.attempt > 1;
+    Delivered { envelope: Arc::new(Envelope::new(address, message)), info }
+}

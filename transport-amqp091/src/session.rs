@@ -1,0 +1,243 @@
+//! The two connections of one epoch: one publishes, the other consumes and administers.
+//!
+//! A broker under an alarm stops reading from connections that publish, so nothing else is done on
+//! those. Exclusive queues belong to a connection, so whoever declares them also consumes.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures_util::{StreamExt, future, stream::BoxStream};
+use lapin::{Channel, Connection, ConnectionProperties, Event, tcp::OwnedTLSConfig, uri::AMQPUri};
+use postrider_core::{Error, Result};
+use tokio::time::{Instant, interval, timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::error::{late, translate};
+
+/// How long opening or closing a channel, and closing a connection, may take.
+const STEP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the consumers of a session that is over may take to leave it.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How many channels are kept for the next administrative calls.
+const SPARE_CHANNELS: usize = 4;
+
+/// How often the state of the connections is looked at beside their events.
+const LOOK: Duration = Duration::from_secs(1);
+
+pub(crate) struct Session {
+    epoch: u64,
+    publishing: Connection,
+    consuming: Connection,
+    /// Cancelled when one of the connections is gone.
+    over: CancellationToken,
+    spare: Mutex<Vec<Channel>>,
+    /// The tasks that own its consumers' channels.
+    consumers: TaskTracker,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("epoch", &self.epoch).finish_non_exhaustive()
+    }
+}
+
+/// What connections tell.
+#[derive(Debug)]
+pub(crate) enum News {
+    Lost(String),
+    Blocked(String),
+    Unblocked,
+}
+
+/// The events of both connections. There is one listener for each: they take events from each other.
+pub(crate) struct Listener {
+    publishing: BoxStream<'static, Event>,
+    consuming: BoxStream<'static, Event>,
+    look: tokio::time::Interval,
+}
+
+/// How to connect.
+#[derive(Clone)]
+pub(crate) struct Dial {
+    pub(crate) uri: AMQPUri,
+    pub(crate) tls: Arc<OwnedTLSConfig>,
+    pub(crate) name: String,
+    pub(crate) limit: Duration,
+}
+
+impl Dial {
+    async fn connect(&self, role: &str) -> Result<Connection> {
+        let properties = ConnectionProperties::default()
+            .with_connection_name(format!("{} ({role})", self.name).into())
+            .with_client_property("product".into(), "Postrider".into())
+            .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
+        let runtime =
+            lapin::runtime::default_runtime().map_err(|error| translate("connect", error))?;
+        let tls = OwnedTLSConfig::clone(&self.tls);
+        let connecting =
+            Connection::connect_uri_with_config(self.uri.clone(), properties, tls, runtime);
+        timeout(self.limit, connecting)
+            .await
+            .map_err(|_| late("connect"))?
+            .map_err(|error| translate("connect", error))
+    }
+
+    /// Opens both connections.
+    pub(crate) async fn session(&self, epoch: u64) -> Result<(Arc<Session>, Listener)> {
+        let (publishing, consuming) =
+            future::join(self.connect("publishing"), self.connect("consuming")).await;
+        let (publishing, consuming) = match (publishing, consuming) {
+            (Ok(publishing), Ok(consuming)) => (publishing, consuming),
+            (Ok(lonely), Err(error)) | (Err(error), Ok(lonely)) => {
+                close_connection(&lonely).await;
+                return Err(error);
+            }
+            (Err(error), Err(_)) => return Err(error),
+        };
+        let listener = Listener {
+            publishing: publishing.events_listener().boxed(),
+            consuming: consuming.events_listener().boxed(),
+            look: interval(LOOK),
+        };
+        let session = Arc::new(Session {
+            epoch,
+            publishing,
+            consuming,
+            over: CancellationToken::new(),
+            spare: Mutex::default(),
+            consumers: TaskTracker::new(),
+        });
+        Ok((session, listener))
+    }
+}
+
+impl Session {
+    pub(crate) const fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Waits until it is over.
+    pub(crate) async fn over(&self) {
+        self.over.cancelled().await;
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.over.is_cancelled()
+    }
+
+    pub(crate) fn end(&self) {
+        self.over.cancel();
+    }
+
+    /// The next thing that the connections tell. Cancellation safe.
+    pub(crate) async fn news(&self, listener: &mut Listener) -> News {
+        loop {
+            let (event, publishing) = tokio::select! {
+                event = listener.publishing.next() => (event, true),
+                event = listener.consuming.next() => (event, false),
+                _ = listener.look.tick() => (None, false),
+            };
+            match event {
+                Some(Event::ConnectionBlocked(reason)) if publishing => {
+                    return News::Blocked(reason);
+                }
+                Some(Event::ConnectionUnblocked) if publishing => return News::Unblocked,
+                Some(Event::Error(error)) if !self.is_connected() => {
+                    return News::Lost(error.to_string());
+                }
+                // The error of a channel, which whoever owns it hears of.
+                Some(_) => {}
+                None if !self.is_connected() => {
+                    return News::Lost("the connection was closed".to_owned());
+                }
+                None => {}
+            }
+        }
+    }
+
+    fn is_connected(&self) -> bool {
+        self.publishing.status().connected() && self.consuming.status().connected()
+    }
+
+    /// Opens a channel to publish on.
+    pub(crate) async fn publishing_channel(&self, operation: &'static str) -> Result<Channel> {
+        open(&self.publishing, operation).await
+    }
+
+    /// Opens a channel to consume on.
+    pub(crate) async fn consuming_channel(&self, operation: &'static str) -> Result<Channel> {
+        open(&self.consuming, operation).await
+    }
+
+    /// A channel for one administrative call, to be [given back](Self::give_back).
+    pub(crate) async fn admin_channel(&self, operation: &'static str) -> Result<Channel> {
+        loop {
+            let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            match spare {
+                Some(channel) if channel.status().connected() => return Ok(channel),
+                Some(_) => {}
+                None => return open(&self.consuming, operation).await,
+            }
+        }
+    }
+
+    /// Keeps a channel for the next call, unless an error closed it.
+    pub(crate) fn give_back(&self, channel: Channel) {
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if channel.status().connected() && spare.len() < SPARE_CHANNELS {
+            spare.push(channel);
+        }
+    }
+
+    /// Runs the task that owns a consumer's channel.
+    pub(crate) fn spawn(&self, owner: impl Future<Output = ()> + Send + 'static) {
+        self.consumers.spawn(owner);
+    }
+
+    /// Closes both connections, within a time limit.
+    pub(crate) async fn close(&self) {
+        self.end();
+        self.consumers.close();
+        let _left = timeout(LEAVE_TIMEOUT, self.consumers.wait()).await;
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        future::join(close_connection(&self.publishing), close_connection(&self.consuming)).await;
+    }
+}
+
+async fn open(connection: &Connection, operation: &'static str) -> Result<Channel> {
+    timeout(STEP_TIMEOUT, connection.create_channel())
+        .await
+        .map_err(|_| late(operation))?
+        .map_err(|error| translate(operation, error))
+}
+
+async fn close_connection(connection: &Connection) {
+    if connection.status().connected() {
+        // A connection that is blocked or half dead does not answer; then it is dropped as it is.
+        let _left = timeout(STEP_TIMEOUT, connection.close(200, "OK".into())).await;
+    }
+}
+
+/// Closes a channel, within a time limit.
+pub(crate) async fn close_channel(channel: &Channel) {
+    if channel.status().connected() {
+        let _left = timeout(STEP_TIMEOUT, channel.close(200, "OK".into())).await;
+    }
+}
+
+/// Gives a call on a channel until `deadline`.
+pub(crate) async fn by<T>(
+    deadline: Instant,
+    operation: &'static str,
+    call: impl Future<Output = lapin::Result<T>>,
+) -> Result<T, Error> {
+    tokio::time::timeout_at(deadline, call)
+        .await
+        .map_err(|_| late(operation))?
+        .map_err(|error| translate(operation, error))
+}

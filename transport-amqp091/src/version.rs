@@ -1,0 +1,119 @@
+//! Which broker it is, and what follows from that.
+
+use std::time::Duration;
+
+use futures_util::{AsyncReadExt, AsyncWriteExt};
+use lapin::{
+    tcp::{AMQPUriTcpExt, OwnedTLSConfig},
+    uri::AMQPUri,
+};
+use postrider_core::{Capabilities, Delay, Error, ErrorKind, ReplyMode, Result};
+use tokio::time::timeout;
+
+/// The largest body: RabbitMQ's default, 16 MiB.
+const MAX_MESSAGE_SIZE: u64 = 16 * 1024 * 1024;
+
+/// The protocol header of AMQP 0.9.1.
+const HEADER: &[u8] = b"AMQP\x00\x00\x09\x01";
+
+/// The most that a broker's greeting may be.
+const MAX_GREETING: usize = 64 * 1024;
+
+/// A broker's version, as far as it matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Version {
+    pub(crate) major: u16,
+    pub(crate) minor: u16,
+}
+
+/// Asks the broker for its version: it is in the greeting, which the client library keeps to
+/// itself, so a connection of its own reads the greeting and ends.
+pub(crate) async fn ask(uri: &AMQPUri, tls: &OwnedTLSConfig, limit: Duration) -> Result<Version> {
+    let unavailable = |error: std::io::Error| {
+        let why = format!("the broker cannot be reached: {error}");
+        Error::new(ErrorKind::Unavailable, "connect", why).with_source(error)
+    };
+    let greeting = async {
+        let runtime = lapin::runtime::default_runtime()
+            .map_err(|error| crate::error::translate("connect", error))?;
+        let mut stream =
+            uri.connect_with_config_async(tls.as_ref(), &runtime).await.map_err(unavailable)?;
+        stream.write_all(HEADER).await.map_err(unavailable)?;
+        // One frame: type, channel, size, payload.
+        let mut head = [0; 7];
+        stream.read_exact(&mut head).await.map_err(unavailable)?;
+        let size = u32::from_be_bytes([head[3], head[4], head[5], head[6]]) as usize;
+        if head[0] != 1 || size > MAX_GREETING {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "connect",
+                "the server does not speak AMQP 0.9.1",
+            ));
+        }
+        let mut greeting = vec![0; size];
+        stream.read_exact(&mut greeting).await.map_err(unavailable)?;
+        Ok(greeting)
+    };
+    let greeting =
+        timeout(limit, greeting).await.unwrap_or_else(|_| Err(crate::error::late("connect")))?;
+    read(&greeting).ok_or_else(|| {
+        Error::new(ErrorKind::Unsupported, "connect", "the server is no RabbitMQ that is known")
+    })
+}
+
+/// The version in the server properties of a greeting. One field is wanted of a nested table, so it
+/// is looked for by its encoding: the short string of its name, then a long string.
+fn read(greeting: &[u8]) -> Option<Version> {
+    const FIELD: &[u8] = b"\x07versionS";
+    let at = greeting.windows(FIELD.len()).position(|window| window == FIELD)? + FIELD.len();
+    let size = u32::from_be_bytes(greeting.get(at..at + 4)?.try_into().ok()?) as usize;
+    let text = std::str::from_utf8(greeting.get(at + 4..at + 4 + size)?).ok()?;
+    let mut parts = text.split('.');
+    let major = parts.next()?.parse().ok()?;
+    let minor = parts.next()?.parse().ok()?;
+    Some(Version { major, minor })
+}
+
+impl Version {
+    /// Whether quorum queues count failures apart from returns, and keep 32 priorities.
+    pub(crate) const fn counts_failures_apart(self) -> bool {
+        self.major > 4 || (self.major == 4 && self.minor >= 3)
+    }
+
+    pub(crate) fn capabilities(self) -> Capabilities {
+        let mut capabilities = Capabilities::minimal();
+        capabilities.topology = true;
+        capabilities.delayed_publish = Delay::Ladder;
+        capabilities.delayed_retry = Delay::Ladder;
+        capabilities.priority_levels = if self.counts_failures_apart() { 32 } else { 2 };
+        capabilities.delivery_limit = true;
+        capabilities.uncounted_release = self.counts_failures_apart();
+        capabilities.exact_attempts = false;
+        capabilities.streams = true;
+        capabilities.max_message_size = Some(MAX_MESSAGE_SIZE);
+        capabilities.reply_mode = ReplyMode::ExclusiveQueue;
+        capabilities.nested_headers = true;
+        capabilities.reject_reason = false;
+        capabilities
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_greeting_tells_the_version() {
+        let greeting =
+            b"\x00\x0a\x00\x0a\x00\x09\x00\x00\x00\x30\x07productS\x00\x00\x00\x08RabbitMQ\
+            \x07versionS\x00\x00\x00\x054.3.6\x08platformS\x00\x00\x00\x00";
+        let version = read(greeting).unwrap();
+        assert_eq!(version, Version { major: 4, minor: 3 });
+        assert!(version.capabilities().uncounted_release);
+        let older = Version { major: 4, minor: 0 };
+        assert_eq!(older.capabilities().priority_levels, 2);
+        assert!(older < version);
+        assert_eq!(read(b"\x07versionS\x00\x00\xff\xff4"), None);
+        assert_eq!(read(b""), None);
+    }
+}
