@@ -21,8 +21,9 @@ use tokio::time::sleep;
 use crate::{
     delivered::Delivered,
     link::Guard,
+    owner::Owner,
     session::{Session, by},
-    stay::{Owner, Stay},
+    stay::Stay,
 };
 
 /// How long to wait before a consumer whose channel was closed consumes again.
