@@ -427,8 +427,8 @@ impl Run {
 }
 
 async fn confirm_channel(link: &Link, session: &Session) -> Result<Channel> {
-    let channel = session.publishing_channel("publish").await?;
     let deadline = link.env().now() + CHANNEL_TIMEOUT;
+    let channel = session.publishing_channel("publish", deadline).await?;
     let options = ConfirmSelectOptions::default();
     by(deadline, "publish", channel.confirm_select(options)).await?;
     Ok(channel)
