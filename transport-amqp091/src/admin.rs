@@ -48,7 +48,7 @@ impl<'a> Admin<'a> {
 
     /// Makes one call on a channel, which is kept for the next if the call left it open.
     async fn call<T>(&self, call: impl AsyncFnOnce(&Channel) -> lapin::Result<T>) -> Result<T> {
-        let channel = self.session.admin_channel(self.operation).await?;
+        let channel = self.session.admin_channel(self.operation, self.deadline).await?;
         let outcome = by(self.deadline, self.operation, call(&channel)).await;
         if outcome.is_ok() {
             self.session.give_back(channel);

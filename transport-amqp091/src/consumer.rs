@@ -21,8 +21,9 @@ use tokio::time::sleep;
 use crate::{
     delivered::Delivered,
     link::Guard,
+    owner::Owner,
     session::{Session, by},
-    stay::{Owner, Stay},
+    stay::Stay,
 };
 
 /// How long to wait before a consumer whose channel was closed consumes again.
@@ -92,7 +93,7 @@ impl Subscriber {
         let spec = guard.link().record().queue(&self.queue).cloned();
         let keeps_order = spec.is_some_and(|spec| spec.single_active_consumer);
         let in_context = |error: Error| error.with_context("queue", self.queue.to_string());
-        let channel = session.consuming_channel("consume").await.map_err(in_context)?;
+        let channel = session.consuming_channel("consume", deadline).await.map_err(in_context)?;
         let qos = channel.basic_qos(self.options.prefetch, BasicQosOptions::default());
         by(deadline, "consume", qos).await.map_err(in_context)?;
         let options = BasicConsumeOptions {

@@ -50,6 +50,7 @@
 
 mod admin;
 mod arguments;
+mod clock;
 mod consumer;
 mod delivered;
 mod error;
@@ -58,6 +59,7 @@ mod ladder;
 mod ledger;
 mod link;
 mod options;
+mod owner;
 mod pipeline;
 mod properties;
 mod publisher;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt, future::BoxFuture, poll, stream::FuturesUnordered};
+use futures_util::{FutureExt, StreamExt, poll, stream::FuturesUnordered};
 use lapin::{
     BasicProperties, Channel, Confirmation,
     options::{BasicPublishOptions, ConfirmSelectOptions},
@@ -16,10 +16,11 @@ use lapin::{
 use postrider_core::{ConfirmSender, Result, Verdict};
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc},
-    time::{Duration, Instant, sleep, sleep_until},
+    time::{Duration, Instant, sleep},
 };
 
 use crate::{
+    clock::until,
     error::reply,
     flight::Flight,
     link::{Link, Stage},
@@ -426,19 +427,11 @@ impl Run {
 }
 
 async fn confirm_channel(link: &Link, session: &Session) -> Result<Channel> {
-    let channel = session.publishing_channel("publish").await?;
     let deadline = link.env().now() + CHANNEL_TIMEOUT;
+    let channel = session.publishing_channel("publish", deadline).await?;
     let options = ConfirmSelectOptions::default();
     by(deadline, "publish", channel.confirm_select(options)).await?;
     Ok(channel)
-}
-
-/// Waits until `deadline`, or for ever.
-fn until(deadline: Option<Instant>) -> BoxFuture<'static, ()> {
-    match deadline {
-        Some(deadline) => sleep_until(deadline).boxed(),
-        None => std::future::pending().boxed(),
-    }
 }
 
 /// What the broker put in quotes first: the name of what an error is about.

@@ -17,8 +17,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::error::{late, translate};
 
-/// How long opening or closing a channel, and closing a connection, may take.
-const STEP_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long closing a channel or a connection may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long the consumers of a session that is over may take to leave it.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -165,23 +165,35 @@ impl Session {
     }
 
     /// Opens a channel to publish on.
-    pub(crate) async fn publishing_channel(&self, operation: &'static str) -> Result<Channel> {
-        open(&self.publishing, operation).await
+    pub(crate) async fn publishing_channel(
+        &self,
+        operation: &'static str,
+        deadline: Instant,
+    ) -> Result<Channel> {
+        by(deadline, operation, self.publishing.create_channel()).await
     }
 
     /// Opens a channel to consume on.
-    pub(crate) async fn consuming_channel(&self, operation: &'static str) -> Result<Channel> {
-        open(&self.consuming, operation).await
+    pub(crate) async fn consuming_channel(
+        &self,
+        operation: &'static str,
+        deadline: Instant,
+    ) -> Result<Channel> {
+        by(deadline, operation, self.consuming.create_channel()).await
     }
 
     /// A channel for one administrative call, to be [given back](Self::give_back).
-    pub(crate) async fn admin_channel(&self, operation: &'static str) -> Result<Channel> {
+    pub(crate) async fn admin_channel(
+        &self,
+        operation: &'static str,
+        deadline: Instant,
+    ) -> Result<Channel> {
         loop {
             let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
             match spare {
                 Some(channel) if channel.status().connected() => return Ok(channel),
                 Some(_) => {}
-                None => return open(&self.consuming, operation).await,
+                None => return self.consuming_channel(operation, deadline).await,
             }
         }
     }
@@ -209,24 +221,17 @@ impl Session {
     }
 }
 
-async fn open(connection: &Connection, operation: &'static str) -> Result<Channel> {
-    timeout(STEP_TIMEOUT, connection.create_channel())
-        .await
-        .map_err(|_| late(operation))?
-        .map_err(|error| translate(operation, error))
-}
-
 async fn close_connection(connection: &Connection) {
     if connection.status().connected() {
         // A connection that is blocked or half dead does not answer; then it is dropped as it is.
-        let _left = timeout(STEP_TIMEOUT, connection.close(200, "OK".into())).await;
+        let _left = timeout(CLOSE_TIMEOUT, connection.close(200, "OK".into())).await;
     }
 }
 
 /// Closes a channel, within a time limit.
 pub(crate) async fn close_channel(channel: &Channel) {
     if channel.status().connected() {
-        let _left = timeout(STEP_TIMEOUT, channel.close(200, "OK".into())).await;
+        let _left = timeout(CLOSE_TIMEOUT, channel.close(200, "OK".into())).await;
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::future;
 use postrider_core::{DeadLetter, Queue};
 
 use super::{Behaviour, Need, dead_letter::assert_dead};
@@ -25,6 +26,15 @@ pub(super) fn behaviours() -> Vec<Behaviour> {
         Behaviour::new(
             crash_loop_reaches_the_limit,
             &[Need::Topology, Need::DeliveryLimit, Need::Fault(Fault::ConnectionLoss)],
+        ),
+        Behaviour::new(
+            crash_counts_once_for_two_consumers,
+            &[
+                Need::Topology,
+                Need::DeliveryLimit,
+                Need::ExactAttempts,
+                Need::Fault(Fault::ConnectionLoss),
+            ],
         ),
     ]
 }
@@ -145,19 +155,28 @@ async fn no_limit_is_no_limit(scene: Scene) {
 
 /// A message that kills its consumer each time is never settled, and comes to rest all the same.
 async fn crash_loop_reaches_the_limit(scene: Scene) {
+    crash_loop(&scene, 1).await;
+}
+
+/// What one consumer loses with the connection must not count as a try of another on it. A broker
+/// that closes a connection channel by channel gives it to that other one for a moment.
+async fn crash_counts_once_for_two_consumers(scene: Scene) {
+    crash_loop(&scene, 2).await;
+}
+
+async fn crash_loop(scene: &Scene, consumers: usize) {
     const LIMIT: u32 = 2;
-    let (queue, dead) = limited(&scene, LIMIT).await;
+    let (queue, dead) = limited(scene, LIMIT).await;
     scene.publish(&queue, ["poison"]).await;
     let victim = scene.connect().await;
     let mut losses = victim.transport.events();
-    // Two consumers: what one loses with the connection must not count as a try of the other.
-    let mut one = scene.read_on(&victim.transport, &queue, 1).await;
-    let mut other = scene.read_on(&victim.transport, &queue, 1).await;
+    let mut readers = Vec::new();
+    for _ in 0..consumers {
+        readers.push(scene.read_on(&victim.transport, &queue, 1).await);
+    }
     for attempt in 1..=LIMIT + 1 {
-        let delivery = tokio::select! {
-            delivery = one.next() => delivery,
-            delivery = other.next() => delivery,
-        };
+        let next = readers.iter_mut().map(|reader| Box::pin(reader.next()));
+        let (delivery, _, _) = future::select_all(next).await;
         assert_eq!(delivery.info().attempt, attempt, "tries so far: {:?}", delivery.info());
         victim.cut().await;
         scene.restored(&mut losses, u64::from(attempt) + 1).await;
