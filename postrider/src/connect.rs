@@ -10,6 +10,10 @@ pub fn schemes() -> &'static [&'static str] {
     &[
         #[cfg(feature = "inmemory")]
         "memory",
+        #[cfg(feature = "amqp091")]
+        "amqp",
+        #[cfg(all(feature = "amqp091", feature = "tls"))]
+        "amqps",
     ]
 }
 
@@ -45,6 +49,10 @@ pub async fn connect(url: &str) -> Result<Arc<dyn Transport>> {
     match scheme {
         #[cfg(feature = "inmemory")]
         "memory" => Ok(Arc::new(postrider_transport_inmemory::InMemory::connect(url)?)),
+        #[cfg(feature = "amqp091")]
+        "amqp" => Ok(Arc::new(postrider_transport_amqp091::Amqp091::connect(url).await?)),
+        #[cfg(all(feature = "amqp091", feature = "tls"))]
+        "amqps" => Ok(Arc::new(postrider_transport_amqp091::Amqp091::connect(url).await?)),
         _ => Err(Error::new(
             ErrorKind::Unsupported,
             "connect",

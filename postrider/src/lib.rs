@@ -35,6 +35,8 @@
 //! | feature | URL | broker |
 //! |---|---|---|
 //! | `inmemory` (default) | `memory://name` | one inside the process |
+//! | `amqp091` | `amqp://user:password@host/vhost` | RabbitMQ over AMQP 0.9.1 |
+//! | `tls` with `amqp091` | `amqps://…` | the same, encrypted |
 //!
 //! A program can also depend on `postrider-patterns` and one transport crate, without this one.
 
@@ -45,6 +47,8 @@ mod connect;
 #[doc = include_str!("../../README.md")]
 struct Readme;
 
+#[cfg(feature = "amqp091")]
+pub use postrider_transport_amqp091 as amqp091;
 #[cfg(feature = "inmemory")]
 pub use postrider_transport_inmemory as inmemory;
 
