@@ -273,7 +273,7 @@ impl Shared {
             self.dead_letter(queue, dead, more);
         }
         if let Some(at) = effects.timer {
-            self.timer.schedule(at, Arc::downgrade(queue));
+            self.timer.schedule(at, queue);
         }
         if effects.memory != 0 {
             self.announce(self.flow.account(effects.memory));

@@ -13,6 +13,8 @@ use crate::{matching, queue::Queue};
 pub(crate) struct Registry {
     exchanges: HashMap<String, Bound>,
     queues: HashMap<String, Arc<Queue>>,
+    /// How many queues there ever were.
+    declared: u64,
 }
 
 /// An exchange with what leaves it.
@@ -45,7 +47,11 @@ impl Registry {
         ];
         let bound =
             |spec: Exchange| (spec.name.clone().into_owned(), Bound { spec, bindings: Vec::new() });
-        Self { exchanges: predeclared.into_iter().map(bound).collect(), queues: HashMap::new() }
+        Self {
+            exchanges: predeclared.into_iter().map(bound).collect(),
+            queues: HashMap::new(),
+            declared: 0,
+        }
     }
 
     // Looking
@@ -82,7 +88,13 @@ impl Registry {
         self.exchanges.insert(bound.spec.name.clone().into_owned(), bound);
     }
 
+    /// The number of the next queue.
+    pub(crate) const fn next_number(&self) -> u64 {
+        self.declared
+    }
+
     pub(crate) fn add_queue(&mut self, queue: Arc<Queue>) {
+        self.declared += 1;
         self.queues.insert(queue.name.to_string(), queue);
     }
 

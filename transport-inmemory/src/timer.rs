@@ -1,9 +1,9 @@
 //! When the broker must look at a queue again.
 
 use std::{
-    cmp::Reverse,
+    cmp::{Ordering, Reverse},
     collections::BinaryHeap,
-    sync::{Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
 use tokio::{sync::Notify, time::Instant};
@@ -13,26 +13,28 @@ use crate::queue::Queue;
 #[derive(Debug)]
 struct Appointment {
     at: Instant,
+    /// Its queue's number.
+    number: u64,
     queue: Weak<Queue>,
 }
 
 impl PartialEq for Appointment {
     fn eq(&self, other: &Self) -> bool {
-        self.at == other.at
+        self.cmp(other) == Ordering::Equal
     }
 }
 
 impl Eq for Appointment {}
 
 impl PartialOrd for Appointment {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }
 
 impl Ord for Appointment {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.at.cmp(&other.at)
+    fn cmp(&self, other: &Self) -> Ordering {
+        (self.at, self.number).cmp(&(other.at, other.number))
     }
 }
 
@@ -49,10 +51,11 @@ impl Timer {
         self.appointments.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn schedule(&self, at: Instant, queue: Weak<Queue>) {
+    pub(crate) fn schedule(&self, at: Instant, queue: &Arc<Queue>) {
         let mut appointments = self.appointments();
         let is_first = appointments.peek().is_none_or(|Reverse(first)| at < first.at);
-        appointments.push(Reverse(Appointment { at, queue }));
+        let (number, queue) = (queue.number, Arc::downgrade(queue));
+        appointments.push(Reverse(Appointment { at, number, queue }));
         drop(appointments);
         if is_first {
             self.earlier.notify_waiters();

@@ -136,7 +136,7 @@ impl Connection {
         for spec in &topology.queues {
             let queue = self.queue(&registry, "declare", &spec.name)?.unwrap_or_else(|| {
                 let owner = spec.exclusive.then_some(self.id());
-                let queue = Arc::new(Queue::new(spec.clone(), owner, now));
+                let queue = Arc::new(Queue::new(spec.clone(), registry.next_number(), owner, now));
                 registry.add_queue(queue.clone());
                 queue
             });

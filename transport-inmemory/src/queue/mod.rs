@@ -31,6 +31,9 @@ use crate::death::Reason;
 #[derive(Debug)]
 pub(crate) struct Queue {
     pub(crate) name: Arc<str>,
+    /// The how-manieth queue of its broker it is. Of two things that are due at the same moment, the
+    /// older queue's comes first, so that a run on a virtual clock goes the same way each time.
+    pub(crate) number: u64,
     pub(crate) spec: postrider_core::Queue,
     /// The connection it is exclusive to.
     pub(crate) owner: Option<u64>,
@@ -38,9 +41,15 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    pub(crate) fn new(spec: postrider_core::Queue, owner: Option<u64>, now: Instant) -> Self {
+    pub(crate) fn new(
+        spec: postrider_core::Queue,
+        number: u64,
+        owner: Option<u64>,
+        now: Instant,
+    ) -> Self {
         Self {
             name: Arc::from(&*spec.name),
+            number,
             owner,
             state: Mutex::new(State::new(spec.clone(), now)),
             spec,
