@@ -2,14 +2,15 @@
 //!
 //! `cargo run --release -p postrider-benches --bin soak [MESSAGES]`
 //!
-//! It fails when the memory after the last tenth is more than 8 MiB above that after the first.
+//! It fails when the memory after the last tenth is above that after the first by more than the
+//! broker may hold: a backlog comes and goes, and the allocator keeps what it took.
 
 use std::{env, fs, process::ExitCode};
 
-use postrider_benches::Broker;
+use postrider_benches::{Broker, MEMORY_LIMIT};
 
 /// How far memory may rise after the first tenth, in KiB.
-const ALLOWED_KIB: u64 = 8 * 1024;
+const ALLOWED_KIB: u64 = MEMORY_LIMIT as u64 / 1024;
 
 /// Resident memory in KiB, as Linux tells.
 fn resident_kib() -> u64 {
