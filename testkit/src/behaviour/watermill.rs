@@ -103,7 +103,7 @@ async fn publish_subscribe(scene: Scene) {
 async fn concurrent_subscribe(scene: Scene) {
     let count = scene.scaled(5_000);
     let queue = scene.queue("concurrent").await;
-    let (found, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let (found, mut heard) = tokio::sync::mpsc::channel(count);
     let mut consuming = Vec::new();
     for _ in 0..50 {
         let mut reader = scene.read(&queue, 10).await;
@@ -112,7 +112,7 @@ async fn concurrent_subscribe(scene: Scene) {
             while let Some(Ok(delivery)) = reader.consumer().recv().await {
                 let body = text(&delivery);
                 delivery.ack();
-                if found.send(body).is_err() {
+                if found.send(body).await.is_err() {
                     break;
                 }
             }
