@@ -118,7 +118,7 @@ impl Ladder {
                 return Ok(name);
             }
         }
-        let session = link.session("publish", deadline).await?;
+        let session = link.session_to_publish(deadline).await?;
         let mut table = arguments::queue_arguments(&queue);
         // A message leaves its rung only when the address has it.
         let strategy = LongString::from("at-least-once".as_bytes());
