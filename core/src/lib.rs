@@ -63,6 +63,6 @@ pub use name::{MAX_NAME_BYTES, check_declared_name, check_name};
 pub use publisher::{Publisher, PublisherExt, PublisherOptions};
 pub use topology::{
     Action, Binding, DeadLetter, Difference, Entity, Exchange, ExchangeKind, Overflow, Plan, Queue,
-    QueueInfo, QueueKind, Step, Target, Topology,
+    QueueInfo, QueueKind, RetryDelay, Step, Target, Topology,
 };
 pub use transport::Transport;

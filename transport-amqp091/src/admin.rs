@@ -124,7 +124,8 @@ impl<'a> Admin<'a> {
     }
 
     pub(crate) async fn declare_queue(&self, queue: &Queue) -> Result<()> {
-        self.declare_queue_with(queue, arguments::queue_arguments(queue)).await
+        self.declare_queue_with(queue, arguments::queue_arguments(queue, self.session.version()))
+            .await
     }
 
     pub(crate) async fn declare_queue_with(&self, queue: &Queue, table: FieldTable) -> Result<()> {

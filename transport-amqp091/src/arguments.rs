@@ -8,6 +8,8 @@ use lapin::{
 };
 use postrider_core::{Difference, Exchange, ExchangeKind, Overflow, Queue, QueueKind};
 
+use crate::version::Version;
+
 fn text(text: &str) -> AMQPValue {
     AMQPValue::LongString(LongString::from(text.as_bytes()))
 }
@@ -30,9 +32,9 @@ pub(crate) fn queue_options(queue: &Queue) -> QueueDeclareOptions {
     }
 }
 
-/// The arguments of a queue. All that it says is written, so that nothing is left to a default that
+/// The arguments of a queue for a broker. All that it says is written, so that nothing is left to a default that
 /// differs from one broker to the next.
-pub(crate) fn queue_arguments(queue: &Queue) -> FieldTable {
+pub(crate) fn queue_arguments(queue: &Queue, version: Version) -> FieldTable {
     let mut table = FieldTable::default();
     table.insert("x-queue-type".into(), text(&queue.kind.to_string()));
     if let Some(ttl) = queue.message_ttl {
@@ -59,6 +61,11 @@ pub(crate) fn queue_arguments(queue: &Queue) -> FieldTable {
     if queue.kind == QueueKind::Quorum {
         let limit = queue.delivery_limit.map_or(-1, i64::from);
         table.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(limit));
+    }
+    if let Some(delay) = queue.retry_delay.filter(|_| version.delays_retries()) {
+        table.insert("x-delayed-retry-type".into(), text("failed"));
+        table.insert("x-delayed-retry-min".into(), millis(delay.shortest));
+        table.insert("x-delayed-retry-max".into(), millis(delay.longest));
     }
     if let Some(highest) = queue.max_priority {
         table.insert("x-max-priority".into(), number(highest.into()));
@@ -113,6 +120,7 @@ fn field(argument: &str) -> &'static str {
         "x-overflow" => "overflow",
         "x-dead-letter-exchange" | "x-dead-letter-routing-key" => "dead_letter",
         "x-delivery-limit" => "delivery_limit",
+        "x-delayed-retry-type" | "x-delayed-retry-min" | "x-delayed-retry-max" => "retry_delay",
         "x-max-priority" => "max_priority",
         "x-single-active-consumer" => "single_active_consumer",
         _ => "arguments",
@@ -163,7 +171,9 @@ mod tests {
 
     #[test]
     fn a_quorum_queue_says_its_limit_or_that_it_has_none() {
-        let limit = |queue: &Queue| queue_arguments(queue).inner().get("x-delivery-limit").cloned();
+        let newest = Version { major: 4, minor: 3 };
+        let limit =
+            |queue: &Queue| queue_arguments(queue, newest).inner().get("x-delivery-limit").cloned();
         assert_eq!(limit(&Queue::durable("q")), Some(AMQPValue::LongLongInt(20)));
         let endless = Queue::durable("q").without_delivery_limit();
         assert_eq!(limit(&endless), Some(AMQPValue::LongLongInt(-1)));

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     consumer::Subscriber, error::closed, ladder::Ladder, options::Options, record::Record,
-    roster::Roster, session::Session, stay::Stay, version::Version,
+    roster::Roster, session::Session, stay::Stay,
 };
 
 /// How long a closing connection may take to send what was settled before.
@@ -87,17 +87,13 @@ impl fmt::Debug for Link {
 }
 
 impl Link {
-    pub(crate) fn new(
-        url: String,
-        options: Options,
-        version: Version,
-        session: Arc<Session>,
-    ) -> Arc<Self> {
+    pub(crate) fn new(url: String, options: Options, session: Arc<Session>) -> Arc<Self> {
+        let capabilities = session.version().capabilities();
         let state = State { stage: Stage::Up(session), blocked: None };
         Arc::new(Self {
             url,
             options,
-            capabilities: version.capabilities(),
+            capabilities,
             state: watch::Sender::new(state),
             events: EventSender::default(),
             record: Mutex::default(),
