@@ -55,13 +55,15 @@ pub struct DeliveryInfo {
     pub failures: u32,
     /// Whether it was delivered before, to anyone.
     pub redelivered: bool,
+    /// Its place in the stream that it was read from; `None` for other queues.
+    pub offset: Option<u64>,
 }
 
 impl DeliveryInfo {
     /// The first delivery of a message from `queue`.
     #[must_use]
     pub const fn first(queue: Arc<str>) -> Self {
-        Self { queue, attempt: 1, failures: 0, redelivered: false }
+        Self { queue, attempt: 1, failures: 0, redelivered: false, offset: None }
     }
 }
 

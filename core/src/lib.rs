@@ -52,7 +52,7 @@ mod transport;
 pub use address::{Address, Envelope};
 pub use capabilities::{Capabilities, Delay, ReplyMode};
 pub use confirm::{Confirm, ConfirmSender, Verdict};
-pub use consumer::{Consumer, ConsumerOptions};
+pub use consumer::{Consumer, ConsumerOptions, StreamStart};
 pub use delivery::{Delivery, DeliveryInfo, Settlement, SettlementSink};
 pub use env::Env;
 pub use error::{Error, ErrorKind, Result};

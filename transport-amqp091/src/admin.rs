@@ -201,7 +201,7 @@ impl<'a> Admin<'a> {
     }
 
     pub(crate) async fn plan(&self, topology: &Topology) -> Result<Plan> {
-        check(topology)?;
+        topology.check()?;
         let mut steps = Vec::new();
         for exchange in &topology.exchanges {
             let action = self.plan_exchange(exchange).await?;
@@ -267,12 +267,6 @@ impl<'a> Admin<'a> {
         }
         Ok(())
     }
-}
-
-fn check(topology: &Topology) -> Result<()> {
-    topology.exchanges.iter().try_for_each(Exchange::check)?;
-    topology.queues.iter().try_for_each(Queue::check)?;
-    topology.bindings.iter().try_for_each(Binding::check)
 }
 
 fn gone_is_fine(outcome: Result<()>) -> Result<()> {

@@ -6,7 +6,7 @@ use lapin::{
     options::{ExchangeDeclareOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable, LongString},
 };
-use postrider_core::{Difference, Exchange, ExchangeKind, Overflow, Queue, QueueKind};
+use postrider_core::{Difference, Exchange, ExchangeKind, Overflow, Queue, QueueKind, StreamStart};
 
 use crate::version::Version;
 
@@ -72,6 +72,24 @@ pub(crate) fn queue_arguments(queue: &Queue, version: Version) -> FieldTable {
     }
     if queue.single_active_consumer {
         table.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
+    }
+    table
+}
+
+/// The arguments of a consumer that reads a stream from `start`.
+pub(crate) fn consume_arguments(start: Option<StreamStart>) -> FieldTable {
+    let mut table = FieldTable::default();
+    let offset = start.map(|start| match start {
+        StreamStart::First => text("first"),
+        StreamStart::Last => text("last"),
+        StreamStart::Offset(offset) => number(offset),
+        StreamStart::Time(time) => {
+            AMQPValue::Timestamp(u64::try_from(time.timestamp()).unwrap_or(0))
+        }
+        _ => text("next"),
+    });
+    if let Some(offset) = offset {
+        table.insert("x-stream-offset".into(), offset);
     }
     table
 }

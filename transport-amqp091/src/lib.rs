@@ -48,6 +48,13 @@
 //! consumes such a queue should declare it on the same connection: then a consumer that is dropped
 //! keeps its place until all it handed out is settled, and the next goes on in order.
 //!
+//! # Streams
+//!
+//! A [stream queue](postrider_core::Queue::stream) is read from the position that
+//! [`ConsumerOptions::start`](postrider_core::ConsumerOptions::start) names. After a loss its
+//! consumer reads on from the first message that was not settled; a consumer of
+//! [`StreamStart::Next`](postrider_core::StreamStart::Next) that had no delivery yet begins anew.
+//!
 //! # Recovery
 //!
 //! When a connection is lost, both are made anew, with capped and jittered pauses. What goes with a

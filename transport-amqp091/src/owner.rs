@@ -287,7 +287,11 @@ impl Owner {
                 let tag = delivery.delivery_tag;
                 let kept = delivered::read(self.stay.queue(), delivery);
                 let taken = Taken { stay: self.stay.clone(), tag, delivered: kept.clone() };
-                self.stay.book().ledger.enter(tag, kept);
+                {
+                    let mut book = self.stay.book();
+                    book.next_offset = kept.info.offset.map(|offset| offset + 1);
+                    book.ledger.enter(tag, kept);
+                }
                 if !self.subscriber.push(taken) && !self.keeps_order {
                     self.stay.stop(vec![tag]);
                 }

@@ -194,15 +194,14 @@ impl Transport for Amqp091 {
         let deadline = self.link().operation_deadline();
         let session = self.link().session("consume", deadline).await?;
         check_name("consume", queue)?;
-        check_name("consume", options.name.as_deref().unwrap_or_default())?;
-        if options.prefetch == 0 {
-            return Err(Error::new(
-                ErrorKind::Invalid,
-                "consume",
-                "a prefetch of 0 would be no limit; ask for at least 1",
-            ));
-        }
+        options.check()?;
         let spec = self.link().record().queue(queue).cloned();
+        if options.start.is_some()
+            && spec.as_ref().is_some_and(|spec| spec.kind != QueueKind::Stream)
+        {
+            let why = "only a stream is read from a position";
+            return Err(Error::new(ErrorKind::Invalid, "consume", why).with_context("queue", queue));
+        }
         if options.exclusive && spec.is_some_and(|spec| spec.kind == QueueKind::Quorum) {
             return Err(Error::new(
                 ErrorKind::Unsupported,

@@ -196,7 +196,8 @@ impl Queue {
         queue
     }
 
-    /// A log that is read from any position.
+    /// A log that is read from [any position](crate::StreamStart). Its consumers take nothing from
+    /// it: settling a delivery, in whatever way, only makes room for the next.
     pub fn stream(name: impl Into<Cow<'static, str>>) -> Self {
         Self::new(name.into(), QueueKind::Stream)
     }

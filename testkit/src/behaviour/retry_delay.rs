@@ -28,7 +28,7 @@ async fn comes_again(
     settle: impl FnOnce(Delivery),
     after: Duration,
 ) -> Delivery {
-    let (body, attempt) = (text(&delivery).to_owned(), delivery.info().attempt);
+    let (body, attempt) = (text(&delivery), delivery.info().attempt);
     let began = scene.env().now();
     settle(delivery);
     let again = reader.next().await;
