@@ -14,6 +14,7 @@ use tokio::{
 };
 
 use crate::{
+    admin::Admin,
     clock::until,
     consumer::{Subscriber, Taken},
     delivered::{self, Delivered},
@@ -94,6 +95,7 @@ impl Owner {
             Over::Lost => self.leave().await,
             Over::Channel(error) => {
                 self.stay.lose();
+                close_channel(&self.channel).await;
                 if self.consuming && !self.session.is_over() {
                     tracing::warn!(%error, queue = %self.stay.queue(), "a consumer's channel is gone");
                     self.subscriber.reattach(&self.session).await;
@@ -144,7 +146,7 @@ impl Owner {
                     }
                 }
                 delivery = self.deliveries.next(), if self.consuming || self.keeps_order => {
-                    if let Err(error) = self.take(delivery) {
+                    if let Err(error) = self.take(delivery).await {
                         return Over::Channel(error);
                     }
                 }
@@ -281,7 +283,10 @@ impl Owner {
     }
 
     /// Takes what came from the broker.
-    fn take(&mut self, delivery: Option<lapin::Result<lapin::message::Delivery>>) -> Result<()> {
+    async fn take(
+        &mut self,
+        delivery: Option<lapin::Result<lapin::message::Delivery>>,
+    ) -> Result<()> {
         match delivery {
             Some(Ok(delivery)) => {
                 let tag = delivery.delivery_tag;
@@ -298,16 +303,28 @@ impl Owner {
                 Ok(())
             }
             Some(Err(error)) => Err(translate("consume", error)),
-            None if self.channel.status().connected() => {
-                self.consuming = false;
-                self.keeps_order = false;
-                self.subscriber.end_deleted();
-                Ok(())
-            }
+            None if self.channel.status().connected() => self.cancelled().await,
             None => {
                 Err(Error::new(ErrorKind::Unavailable, "consume", "the broker closed the channel"))
             }
         }
+    }
+
+    /// The broker ended the consumer and not its channel: mostly because the queue was deleted.
+    /// RabbitMQ 4.3 and later also does it to the consumer of a quorum queue that leaves a delivery
+    /// unsettled for longer than the broker's consumer timeout, by default 30 minutes.
+    async fn cancelled(&mut self) -> Result<()> {
+        let deadline = self.stay.link().operation_deadline();
+        let admin = Admin::new(&self.session, "consume", deadline);
+        if admin.queue_info(self.stay.queue()).await?.is_some() {
+            let why = "the broker cancelled the consumer; a delivery may have been unsettled for \
+                       longer than its consumer timeout";
+            return Err(Error::new(ErrorKind::Unavailable, "consume", why));
+        }
+        self.consuming = false;
+        self.keeps_order = false;
+        self.subscriber.end_deleted();
+        Ok(())
     }
 
     /// Sends the acks that wait.

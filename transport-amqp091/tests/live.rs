@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use postrider_core::{
     Address, ConsumerOptions, Envelope, Error, ErrorKind, Message, PublisherExt, PublisherOptions,
-    Queue, QueueKind, Topology, Transport,
+    Queue, QueueKind, Topology, Transport, TransportEvent,
 };
 use postrider_transport_amqp091::{Amqp091, Options};
 
@@ -102,4 +103,44 @@ async fn what_a_crash_had_waits_for_the_retry_delay_at_the_broker() {
     assert!(error.to_string().contains("retry_delay"), "{error}");
     other.remove(&topology).await.expect("removing");
     other.close(Duration::from_secs(5)).await.expect("closing");
+}
+
+/// Declares what the transport has no words for.
+fn declare_by_management(queue: &str, arguments: &serde_json::Value) {
+    let url = std::env::var("POSTRIDER_AMQP_MANAGEMENT_URL").expect("the management API's URL");
+    let url = format!("{url}/api/queues/%2F/{queue}");
+    let body = serde_json::json!({ "durable": true, "arguments": arguments });
+    ureq::put(&url).send_json(&body).expect("a queue declared by the management API");
+}
+
+#[tokio::test]
+async fn a_consumer_goes_on_after_the_brokers_consumer_timeout() {
+    let transport = Amqp091::connect(&url()).await.expect("a connection");
+    let name = format!("test-consumer-timeout-{}", transport.env().new_id());
+    let queue = name.clone();
+    let declared = tokio::task::spawn_blocking(move || {
+        let arguments = serde_json::json!({ "x-queue-type": "quorum", "x-consumer-timeout": 1000 });
+        declare_by_management(&queue, &arguments);
+    });
+    declared.await.expect("the declaring thread");
+    let mut events = transport.events();
+    let mut consumer = transport.consumer(&name, ConsumerOptions::default()).await.expect("opened");
+    let publisher = transport.publisher(PublisherOptions::default()).await.expect("a publisher");
+    let envelope = Envelope::new(Address::queue(name.clone()), Message::new("x"));
+    publisher.publish(envelope.clone()).await.expect("a publish");
+    let slow = consumer.recv().await.expect("it goes on").expect("a delivery");
+    // Nobody settles it, so the broker gives it to somebody else: us.
+    let again = tokio::time::timeout(Duration::from_secs(60), consumer.recv()).await;
+    let again = again.expect("in time").expect("it goes on").expect("a delivery");
+    assert!(again.info().redelivered, "{:?}", again.info());
+    again.ack();
+    slow.ack();
+    let stale = tokio::time::timeout(Duration::from_secs(10), events.next()).await;
+    let stale = stale.expect("in time").expect("an event");
+    assert_eq!(stale, TransportEvent::StaleSettlement { queue: name.clone() });
+    publisher.publish(envelope).await.expect("a publish");
+    let next = tokio::time::timeout(Duration::from_secs(20), consumer.recv()).await;
+    next.expect("in time").expect("it goes on").expect("a delivery").ack();
+    transport.remove(&Topology::new().queue(Queue::durable(name))).await.expect("removing");
+    transport.close(Duration::from_secs(5)).await.expect("closing");
 }

@@ -74,7 +74,7 @@ async fn auto_delete_queues_leave_nothing(scene: Scene) {
 }
 
 async fn connections_leave_nothing(scene: Scene) {
-    const AT_ONCE: usize = 200;
+    const AT_ONCE: usize = 50;
     let queue = scene.queue("connections").await;
     let rounds = scene.scaled(2_000).div_ceil(AT_ONCE);
     for round in 0..rounds {
