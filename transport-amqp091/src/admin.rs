@@ -21,7 +21,7 @@ use crate::{
     link::Link,
     properties,
     record::{exchange_goes_by_itself, goes_by_itself},
-    session::{Session, by},
+    session::Session,
 };
 
 /// How long the broker may take to see that the old owner of an exclusive queue is gone.
@@ -49,7 +49,7 @@ impl<'a> Admin<'a> {
     /// Makes one call on a channel, which is kept for the next if the call left it open.
     async fn call<T>(&self, call: impl AsyncFnOnce(&Channel) -> lapin::Result<T>) -> Result<T> {
         let channel = self.session.admin_channel(self.operation, self.deadline).await?;
-        let outcome = by(self.deadline, self.operation, call(&channel)).await;
+        let outcome = self.session.by(self.deadline, self.operation, call(&channel)).await;
         if outcome.is_ok() {
             self.session.give_back(channel);
         }

@@ -17,12 +17,7 @@ use postrider_core::{
 use tokio::time::sleep;
 
 use crate::{
-    arguments,
-    delivered::Delivered,
-    link::Guard,
-    owner::Owner,
-    session::{Session, by},
-    stay::Stay,
+    arguments, delivered::Delivered, link::Guard, owner::Owner, session::Session, stay::Stay,
 };
 
 /// How long to wait before a consumer whose channel was closed consumes again.
@@ -97,7 +92,7 @@ impl Subscriber {
         let in_context = |error: Error| error.with_context("queue", self.queue.to_string());
         let channel = session.consuming_channel("consume", deadline).await.map_err(in_context)?;
         let qos = channel.basic_qos(self.options.prefetch, BasicQosOptions::default());
-        by(deadline, "consume", qos).await.map_err(in_context)?;
+        session.by(deadline, "consume", qos).await.map_err(in_context)?;
         let options = BasicConsumeOptions {
             exclusive: self.options.exclusive,
             ..BasicConsumeOptions::default()
@@ -106,7 +101,7 @@ impl Subscriber {
         let start = self.inner().next_offset.map(StreamStart::Offset).or(self.options.start);
         let table = arguments::consume_arguments(start);
         let consume = channel.basic_consume((&*self.queue).into(), tag.into(), options, table);
-        let deliveries = by(deadline, "consume", consume).await.map_err(in_context)?;
+        let deliveries = session.by(deadline, "consume", consume).await.map_err(in_context)?;
         let stay = Stay::new(guard.clone(), self.queue.clone());
         guard.link().stays().enter(&stay);
         if !self.leave_suspension(Place::Attached(stay.clone())) {

@@ -21,7 +21,7 @@ use crate::{
     error::{late, translate},
     ladder,
     ledger::Ack,
-    session::{Session, close_channel},
+    session::Session,
     stay::Stay,
 };
 
@@ -91,11 +91,11 @@ impl Owner {
 
     pub(crate) async fn run(mut self) {
         match self.serve().await {
-            Over::Settled => close_channel(&self.channel).await,
+            Over::Settled => self.session.close_channel(&self.channel).await,
             Over::Lost => self.leave().await,
             Over::Channel(error) => {
                 self.stay.lose();
-                close_channel(&self.channel).await;
+                self.session.close_channel(&self.channel).await;
                 if self.consuming && !self.session.is_over() {
                     tracing::warn!(%error, queue = %self.stay.queue(), "a consumer's channel is gone");
                     self.subscriber.reattach(&self.session).await;
@@ -107,9 +107,12 @@ impl Owner {
     /// Stops consuming on a connection that is about to be closed and may be healthy: else what one
     /// of its channels gives back in closing would go to the next, and count as another failure.
     async fn leave(&self) {
+        if !self.channel.status().connected() {
+            return;
+        }
         if self.keeps_order {
-            close_channel(&self.channel).await;
-        } else if self.consuming && self.channel.status().connected() {
+            let _left = timeout(LEAVE_TIMEOUT, self.channel.close(200, "OK".into())).await;
+        } else if self.consuming {
             let cancel = self.channel.basic_cancel(self.deliveries.tag(), Default::default());
             let _left = timeout(LEAVE_TIMEOUT, cancel).await;
         }

@@ -24,7 +24,7 @@ use crate::{
     error::reply,
     flight::Flight,
     link::{Link, Stage},
-    session::{Session, by, close_channel},
+    session::Session,
 };
 
 /// How long to wait before a channel that could not be opened is tried again.
@@ -150,7 +150,7 @@ impl Pipeline {
                 match left {
                     Left::Done => {
                         run.give_up("the transport was closed");
-                        close_channel(&run.channel).await;
+                        session.close_channel(&run.channel).await;
                         return;
                     }
                     Left::Lost => run.give_up("the connection was lost before the verdict"),
@@ -430,7 +430,7 @@ async fn confirm_channel(link: &Link, session: &Session) -> Result<Channel> {
     let deadline = link.env().now() + CHANNEL_TIMEOUT;
     let channel = session.publishing_channel("publish", deadline).await?;
     let options = ConfirmSelectOptions::default();
-    by(deadline, "publish", channel.confirm_select(options)).await?;
+    session.by(deadline, "publish", channel.confirm_select(options)).await?;
     Ok(channel)
 }
 

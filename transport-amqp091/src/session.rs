@@ -11,8 +11,8 @@ use std::{
 
 use futures_util::{StreamExt, future, stream::BoxStream};
 use lapin::{Channel, Connection, ConnectionProperties, Event, tcp::OwnedTLSConfig, uri::AMQPUri};
-use postrider_core::{Error, Result};
-use tokio::time::{Instant, interval, timeout};
+use postrider_core::{Error, ErrorKind, Result};
+use tokio::time::{Instant, interval, timeout, timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -184,7 +184,7 @@ impl Session {
         operation: &'static str,
         deadline: Instant,
     ) -> Result<Channel> {
-        by(deadline, operation, self.publishing.create_channel()).await
+        self.by(deadline, operation, self.publishing.create_channel()).await
     }
 
     /// Opens a channel to consume on.
@@ -193,7 +193,7 @@ impl Session {
         operation: &'static str,
         deadline: Instant,
     ) -> Result<Channel> {
-        by(deadline, operation, self.consuming.create_channel()).await
+        self.by(deadline, operation, self.consuming.create_channel()).await
     }
 
     /// A channel for one administrative call, to be [given back](Self::give_back).
@@ -220,6 +220,38 @@ impl Session {
         }
     }
 
+    /// Gives a call until `deadline` or until the session is over: the client library leaves some
+    /// of those that a lost connection interrupts without an answer.
+    pub(crate) async fn by<T>(
+        &self,
+        deadline: Instant,
+        operation: &'static str,
+        call: impl Future<Output = lapin::Result<T>>,
+    ) -> Result<T> {
+        tokio::select! {
+            biased;
+            outcome = timeout_at(deadline, call) => outcome
+                .map_err(|_| late(operation))?
+                .map_err(|error| translate(operation, error)),
+            () = self.over() => {
+                let why = "the connection was lost meanwhile";
+                Err(Error::new(ErrorKind::Unavailable, operation, why))
+            }
+        }
+    }
+
+    /// Closes one of its channels, within a time limit and while it is not over: then the channel
+    /// goes with it.
+    pub(crate) async fn close_channel(&self, channel: &Channel) {
+        if !channel.status().connected() {
+            return;
+        }
+        tokio::select! {
+            _left = timeout(CLOSE_TIMEOUT, channel.close(200, "OK".into())) => {}
+            () = self.over() => {}
+        }
+    }
+
     /// Runs the task that owns a consumer's channel.
     pub(crate) fn spawn(&self, owner: impl Future<Output = ()> + Send + 'static) {
         self.consumers.spawn(owner);
@@ -240,23 +272,4 @@ async fn close_connection(connection: &Connection) {
         // A connection that is blocked or half dead does not answer; then it is dropped as it is.
         let _left = timeout(CLOSE_TIMEOUT, connection.close(200, "OK".into())).await;
     }
-}
-
-/// Closes a channel, within a time limit.
-pub(crate) async fn close_channel(channel: &Channel) {
-    if channel.status().connected() {
-        let _left = timeout(CLOSE_TIMEOUT, channel.close(200, "OK".into())).await;
-    }
-}
-
-/// Gives a call on a channel until `deadline`.
-pub(crate) async fn by<T>(
-    deadline: Instant,
-    operation: &'static str,
-    call: impl Future<Output = lapin::Result<T>>,
-) -> Result<T, Error> {
-    tokio::time::timeout_at(deadline, call)
-        .await
-        .map_err(|_| late(operation))?
-        .map_err(|error| translate(operation, error))
 }
