@@ -1,4 +1,5 @@
-//! RabbitMQ's management API, as far as tests need it: to close a client's connections.
+//! RabbitMQ's management API, as far as tests need it: to close a client's connections, and
+//! for virtual hosts of their own.
 
 use postrider_core::{Error, ErrorKind, Result};
 
@@ -36,6 +37,42 @@ impl Management {
             closed += usize::from(self.close(&connection)?);
         }
         Ok(closed)
+    }
+
+    /// Makes a virtual host in which the user `guest` may do everything.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Internal`] when the API does not answer as it should.
+    pub fn add_virtual_host(&self, name: &str) -> Result<()> {
+        let name = percent_encoded(name);
+        let everything =
+            serde_json::json!({ "configure": ".*", "write": ".*", "read": ".*" }).to_string();
+        for (path, body) in [
+            (format!("vhosts/{name}"), "{}".to_owned()),
+            (format!("permissions/{name}/guest"), everything),
+        ] {
+            ureq::put(format!("{}/api/{path}", self.url))
+                .header("authorization", &self.authorization)
+                .header("content-type", "application/json")
+                .send(body)
+                .map_err(|error| failed("adding a virtual host", &error))?;
+        }
+        Ok(())
+    }
+
+    /// Removes a virtual host with everything in it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Internal`] when the API does not answer as it should.
+    pub fn remove_virtual_host(&self, name: &str) -> Result<()> {
+        let url = format!("{}/api/vhosts/{}", self.url, percent_encoded(name));
+        ureq::delete(&url)
+            .header("authorization", &self.authorization)
+            .call()
+            .map(drop)
+            .map_err(|error| failed("removing a virtual host", &error))
     }
 
     /// The names under which the broker has those connections.

@@ -40,7 +40,8 @@ impl Amqp091 {
     /// Connects to the broker of a URL such as `amqp://user:password@host:5672/vhost`. Without a
     /// path the virtual host is `/`; names in it are percent-encoded. Its options `heartbeat`
     /// (seconds, 30 by default), `connection_timeout` (milliseconds, in the place of
-    /// [`Options::connect_timeout`]), `frame_max`, `channel_max` and `auth_mechanism` are honoured. `amqps` needs the crate feature `tls`.
+    /// [`Options::connect_timeout`]), `connection_name` (as
+    /// [`Options::name`]), `frame_max`, `channel_max` and `auth_mechanism` are honoured. `amqps` needs the crate feature `tls`.
     ///
     /// It must be called inside a tokio runtime. Not cancellation safe: a connection may be left
     /// that the broker closes when it gets no heartbeat.
@@ -81,8 +82,8 @@ impl Amqp091 {
             .query
             .connection_timeout
             .map_or(options.connect_timeout, Duration::from_millis);
-        let name =
-            options.name.clone().unwrap_or_else(|| format!("postrider {}", options.env.new_id()));
+        let name = options.name.clone().or(uri.name);
+        let name = name.unwrap_or_else(|| format!("postrider {}", options.env.new_id()));
         let dial = Dial { uri: uri.broker, encryption, name, limit };
         let mut attempt = 1;
         let (version, (session, listener)) = loop {

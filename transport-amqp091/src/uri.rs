@@ -4,6 +4,7 @@ use std::mem;
 
 use lapin::uri::{AMQPScheme, AMQPUri};
 use postrider_core::{Error, ErrorKind, Result};
+use url::{Host, Url};
 
 /// The heartbeat in seconds unless the URI names one: half of it passes between two frames at most,
 /// so that a dead peer is noticed within it.
@@ -15,6 +16,8 @@ pub(crate) struct Uri {
     /// With the scheme of a plain connection: the encryption is not lapin's.
     pub(crate) broker: AMQPUri,
     pub(crate) encrypted: bool,
+    /// What the connections are called in the broker's tools.
+    pub(crate) name: Option<String>,
     pub(crate) shown: String,
 }
 
@@ -24,14 +27,16 @@ pub(crate) fn parse(url: &str) -> Result<Uri> {
     if !(url.starts_with("amqp://") || url.starts_with("amqps://")) {
         return invalid("the URL of a RabbitMQ broker is amqp://user:password@host:port/vhost");
     }
-    let Ok(mut broker) = url.parse::<AMQPUri>() else {
+    let (Ok(mut broker), Ok(url)) = (url.parse::<AMQPUri>(), Url::parse(url)) else {
         return invalid("the URL cannot be read; names in it must be percent-encoded");
     };
     broker.query.heartbeat.get_or_insert(HEARTBEAT);
-    if let Some(address) = ipv6(url) {
-        // The parser would take it for no host at all, and connect to localhost.
-        broker.authority.host = address.to_owned();
+    if let Some(Host::Ipv6(address)) = url.host() {
+        // lapin's parser takes it for no host at all, which is localhost.
+        broker.authority.host = address.to_string();
     }
+    let name = url.query_pairs().find(|(option, _)| option == "connection_name");
+    let name = name.map(|(_, name)| name.into_owned());
     let scheme = mem::replace(&mut broker.scheme, AMQPScheme::AMQP);
     let authority = &broker.authority;
     let host = match authority.host.contains(':') {
@@ -45,15 +50,7 @@ pub(crate) fn parse(url: &str) -> Result<Uri> {
     if broker.vhost != "/" {
         shown.push_str(&format!("/{}", broker.vhost.replace('/', "%2f")));
     }
-    Ok(Uri { broker, encrypted: scheme == AMQPScheme::AMQPS, shown })
-}
-
-/// The host of a URL that names it by an IPv6 address, without its brackets.
-fn ipv6(url: &str) -> Option<&str> {
-    let (_, rest) = url.split_once("://")?;
-    let authority = rest.split(['/', '?', '#']).next()?;
-    let host = authority.rsplit('@').next()?;
-    host.strip_prefix('[')?.split(']').next()
+    Ok(Uri { broker, name, encrypted: scheme == AMQPScheme::AMQPS, shown })
 }
 
 #[cfg(test)]
@@ -66,6 +63,7 @@ mod tests {
         assert_eq!(uri.shown, "amqp://anna@broker:5673/a%2fb");
         assert_eq!(uri.broker.vhost, "a/b");
         assert_eq!(uri.broker.query.heartbeat, Some(5));
+        assert_eq!(parse("amqp://a?connection_name=a%20b").unwrap().name.as_deref(), Some("a b"));
         assert_eq!(parse("amqp://localhost").unwrap().broker.query.heartbeat, Some(HEARTBEAT));
         let uri = parse("amqps://anna@[::1]:5671").unwrap();
         assert_eq!((&*uri.broker.authority.host, uri.encrypted), ("::1", true));
