@@ -94,7 +94,7 @@ fn bad_lines_are_told_and_the_rest_is_done() {
     let told: Vec<_> = text(&output.stderr).lines().collect();
     let expected = [
         (2, "\"19970230\" is no date of the form yyyymmdd"),
-        (4, "1 columns; a purchase has 4 or 5"),
+        (4, "1 column; a purchase has 4 or 5"),
         (5, "\"11.7.7\" is no amount of dollars and cents"),
         (6, "the line is not UTF-8 text"),
         (7, "\"0\" is no number of CDs from 1"),

@@ -9,7 +9,8 @@ compose_works() {
 service_of() { echo "rabbitmq-$1"; }
 
 compose() {
-    RABBITMQ_AMQP_PORT=$amqp_port RABBITMQ_MANAGEMENT_PORT=$management_port \
+    RABBITMQ_AMQP_PORT=$amqp_port RABBITMQ_AMQPS_PORT=$amqps_port \
+        RABBITMQ_MANAGEMENT_PORT=$management_port \
         docker compose --file "$project/compose.yaml" "$@" 9>&-
 }
 
@@ -30,9 +31,22 @@ compose_start() {
     compose up --detach --no-recreate "$(service_of "$1")" >&2
 }
 
+# The certificates are made in the container when it starts.
+compose_certificates() {
+    local folder=$state_folder/rabbitmq-$1.certificates
+    mkdir -p "$folder"
+    compose cp "$(service_of "$1"):/etc/rabbitmq/tls/." "$folder" >&2
+    echo "$folder"
+}
+
 compose_stop() { compose stop --timeout 60 "$(service_of "$1")" >&2; }
 compose_kill() { compose kill --signal SIGKILL "$(service_of "$1")" >&2; }
-compose_clear() { compose rm --stop --force --volumes "$(service_of "$1")" >&2; }
+
+compose_clear() {
+    compose rm --stop --force --volumes "$(service_of "$1")" >&2
+    rm -rf "$state_folder/rabbitmq-$1.certificates"
+}
+
 compose_purge() { docker image rm "rabbitmq:$1-management" >&2 || true; }
 compose_log() { compose logs --no-log-prefix "$(service_of "$1")"; }
 

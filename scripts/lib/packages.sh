@@ -150,14 +150,18 @@ packages_start() {
     local version=$1 root
     root=$(root_of "$version")
     packages_work || fail "RabbitMQ $version from packages needs root on Debian"
-    ports_are_free "$amqp_port" "$management_port" "$distribution_port" ||
+    ports_are_free "$amqp_port" "$amqps_port" "$management_port" "$distribution_port" ||
         fail "RabbitMQ $version cannot start: another process has one of its ports" \
-            "($amqp_port, $management_port, $distribution_port)"
+            "($amqp_port, $amqps_port, $management_port, $distribution_port)"
     echo "127.0.0.1 localhost $HOSTNAME" >"$root/etc/hosts"
-    echo '[rabbitmq_management].' >"$root/etc/rabbitmq/enabled_plugins"
+    chroot "$root" bash -s /etc/rabbitmq/tls <"$project/scripts/lib/certificates" ||
+        fail "openssl cannot make the certificates of RabbitMQ $version"
+    cp "$project/scripts/lib/enabled_plugins" "$root/etc/rabbitmq/enabled_plugins"
     {
         cat "$project/scripts/lib/rabbitmq.conf"
         echo "listeners.tcp.1 = 127.0.0.1:$amqp_port"
+        # A version of this script that knew no such port may have started it.
+        [[ -z $amqps_port ]] || echo "listeners.ssl.1 = 127.0.0.1:$amqps_port"
         echo "management.tcp.ip = 127.0.0.1"
         echo "management.tcp.port = $management_port"
     } >"$root/etc/rabbitmq/rabbitmq.conf"
@@ -177,6 +181,8 @@ packages_start() {
         sleep 0.1
     done
 }
+
+packages_certificates() { echo "$(root_of "$1")/etc/rabbitmq/tls"; }
 
 packages_stop() {
     local version=$1 deadline=$((SECONDS + 60))
@@ -209,7 +215,8 @@ packages_clear() {
     local root process
     root=$(root_of "$1")
     for process in $(processes_inside "$root"); do kill -KILL "$process" 2>/dev/null || true; done
-    rm -rf --one-file-system "${root:?}"/var/lib/rabbitmq/* "${root:?}"/var/log/rabbitmq/*
+    rm -rf --one-file-system "${root:?}"/var/lib/rabbitmq/* "${root:?}"/var/log/rabbitmq/* \
+        "${root:?}"/etc/rabbitmq/tls
     rm -f "$(log_of "$1")"
 }
 

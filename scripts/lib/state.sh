@@ -8,7 +8,7 @@ state_file() { echo "$state_folder/rabbitmq-$1.state"; }
 
 # Sets `way`, the ports and `process`; false when this version was not started.
 load_state() {
-    way='' amqp_port='' management_port='' distribution_port='' epmd_port='' process=''
+    way='' amqp_port='' amqps_port='' management_port='' distribution_port='' epmd_port='' process=''
     [[ -e $(state_file "$1") ]] || return 1
     # shellcheck disable=SC1090
     source "$(state_file "$1")"
@@ -17,7 +17,8 @@ load_state() {
 save_state() {
     local file name
     file=$(state_file "$1")
-    for name in way amqp_port management_port distribution_port epmd_port process; do
+    for name in way amqp_port amqps_port management_port distribution_port epmd_port \
+        process; do
         printf '%s=%q\n' "$name" "${!name:-}"
     done >"$file.new"
     mv "$file.new" "$file"
@@ -47,10 +48,12 @@ choose_ports() {
     local offset digit=${1#*.}
     for offset in {0..200..10}; do
         amqp_port=$((5690 + digit + offset))
+        amqps_port=$((7690 + digit + offset))
         management_port=$((15690 + digit + offset))
         distribution_port=$((25690 + digit + offset))
         epmd_port=$((4690 + digit + offset))
-        if ports_are_free "$amqp_port" "$management_port" "$distribution_port" "$epmd_port"; then
+        if ports_are_free "$amqp_port" "$amqps_port" "$management_port" "$distribution_port" \
+            "$epmd_port"; then
             return
         fi
     done

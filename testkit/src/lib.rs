@@ -6,6 +6,7 @@
 //! * [`mock`] holds [`MockTransport`](mock::MockTransport) and
 //!   [`MockPublisher`](mock::MockPublisher), for unit tests of code that is written against
 //!   `&dyn Transport` or `&dyn Publisher`.
+//! * `management`, with the crate feature of that name, closes connections at a RabbitMQ.
 //! * [`proxy`] holds [`FaultProxy`](proxy::FaultProxy), which cuts, resets, stalls and slows
 //!   connections to a real broker.
 //!
@@ -28,6 +29,8 @@
 
 pub mod behaviour;
 pub mod harness;
+#[cfg(feature = "management")]
+pub mod management;
 pub mod mock;
 pub mod proxy;
 mod runner;

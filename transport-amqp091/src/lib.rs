@@ -55,6 +55,14 @@
 //! consumer reads on from the first message that was not settled; a consumer of
 //! [`StreamStart::Next`](postrider_core::StreamStart::Next) that had no delivery yet begins anew.
 //!
+//! # Encryption
+//!
+//! `amqps://` needs the crate feature `tls`, which is rustls on ring. It trusts the authorities of
+//! the platform, and those that [`Options::with_tls`] adds; the certificate must be for the host of
+//! the URL. With [`Tls::with_identity`] it shows a client certificate. A broker that has the plugin
+//! `rabbitmq_auth_mechanism_ssl` and the mechanism `EXTERNAL` takes that for the password when the
+//! URL ends in `?auth_mechanism=external`; the user is the one that the certificate names.
+//!
 //! # Recovery
 //!
 //! When a connection is lost, both are made anew, with capped and jittered pauses. What goes with a
@@ -66,6 +74,8 @@ mod arguments;
 mod clock;
 mod consumer;
 mod delivered;
+#[cfg_attr(not(feature = "tls"), path = "no_encryption.rs")]
+mod encryption;
 mod error;
 mod flight;
 mod ladder;

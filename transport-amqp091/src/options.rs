@@ -13,7 +13,7 @@ pub struct Options {
     /// Time, randomness and identity. Default: the machine's.
     pub env: Env,
     /// The name of the connections in the broker's tools, followed by what each is for. Default:
-    /// `postrider` and a unique id.
+    /// the URL's `connection_name`, else `postrider` and a unique id.
     pub name: Option<String>,
     /// The certificates of an `amqps` connection. Default: those that the platform trusts.
     pub tls: Tls,

@@ -211,9 +211,11 @@ impl Pipeline {
         let mut watch = self.link.watch();
         loop {
             let takes = watch.borrow_and_update().blocked.is_none();
-            while takes && !self.first.is_empty() {
-                if let Some(job) = self.first.pop_front() {
-                    self.publish(run, job).await;
+            while takes && let Some(job) = self.first.pop_front() {
+                if let Err(job) = publish(run, job).await {
+                    // The channel has closed. Why is heard below, and this one waits for the next.
+                    self.first.push_front(job);
+                    break;
                 }
             }
             if !self.open && run.flight.is_empty() && self.first.is_empty() {
@@ -231,11 +233,9 @@ impl Pipeline {
                 }
                 job = self.jobs.recv(), if self.open && takes => match job {
                     Some(job) => {
-                        self.publish(run, job).await;
-                        for _ in 1..RUN {
-                            let Ok(job) = self.jobs.try_recv() else { break };
-                            self.publish(run, job).await;
-                        }
+                        self.first.push_back(job);
+                        let more = std::iter::from_fn(|| self.jobs.try_recv().ok());
+                        self.first.extend(more.take(RUN - 1));
                     }
                     None => self.open = false,
                 },
@@ -247,43 +247,6 @@ impl Pipeline {
                         return Left::Channel;
                     }
                 }
-            }
-        }
-    }
-
-    /// Begins a publish. No await lies between its number and its place on the wire, so that the
-    /// order of the one is the order of the other.
-    async fn publish(&mut self, run: &mut Run, job: Job) {
-        let parcel = job.parcel.clone();
-        let deadline = job.deadline;
-        let mut properties = parcel.properties.clone();
-        let number = run.flight.enter(job, &mut properties);
-        let channel = run.channel.clone();
-        let mut publish: Publish = Box::pin(async move {
-            let options = BasicPublishOptions { mandatory: true, immediate: false };
-            let (exchange, key) = (&*parcel.exchange, &*parcel.routing_key);
-            let sent = channel
-                .basic_publish(exchange.into(), key.into(), options, &parcel.body, properties)
-                .await;
-            match sent {
-                Ok(confirm) => (number, confirm.await),
-                Err(error) => (number, Err(error)),
-            }
-        });
-        match poll!(&mut publish) {
-            Poll::Pending => {
-                run.deadlines.push_back((deadline, number));
-                run.publishing.push(publish);
-            }
-            // Refused before it was written, because the channel has closed.
-            Poll::Ready((_, Err(_))) => {
-                if let Some((job, _)) = run.flight.leave(number) {
-                    self.first.push_back(job);
-                }
-                run.channel_is_gone();
-            }
-            Poll::Ready((_, Ok(confirmation))) => {
-                run.settle((number, Ok(confirmation))).await;
             }
         }
     }
@@ -424,6 +387,44 @@ impl Run {
             job.resolve(Verdict::Unknown(cause.into()));
         }
     }
+}
+
+/// Begins a publish. No await lies between its number and its place on the wire, so that the
+/// order of the one is the order of the other. Gives the message back when the channel has closed.
+async fn publish(run: &mut Run, job: Job) -> Result<(), Job> {
+    let parcel = job.parcel.clone();
+    let deadline = job.deadline;
+    let mut properties = parcel.properties.clone();
+    let number = run.flight.enter(job, &mut properties);
+    let channel = run.channel.clone();
+    let mut publish: Publish = Box::pin(async move {
+        let options = BasicPublishOptions { mandatory: true, immediate: false };
+        let (exchange, key) = (&*parcel.exchange, &*parcel.routing_key);
+        let sent = channel
+            .basic_publish(exchange.into(), key.into(), options, &parcel.body, properties)
+            .await;
+        match sent {
+            Ok(confirm) => (number, confirm.await),
+            Err(error) => (number, Err(error)),
+        }
+    });
+    match poll!(&mut publish) {
+        Poll::Pending => {
+            run.deadlines.push_back((deadline, number));
+            run.publishing.push(publish);
+        }
+        // Refused before it was written, because the channel has closed.
+        Poll::Ready((_, Err(_))) => {
+            run.channel_is_gone();
+            if let Some((job, _)) = run.flight.leave(number) {
+                return Err(job);
+            }
+        }
+        Poll::Ready((_, Ok(confirmation))) => {
+            run.settle((number, Ok(confirmation))).await;
+        }
+    }
+    Ok(())
 }
 
 async fn confirm_channel(link: &Link, session: &Session) -> Result<Channel> {

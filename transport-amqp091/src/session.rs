@@ -4,18 +4,23 @@
 //! those. Exclusive queues belong to a connection, so whoever declares them also consumes.
 
 use std::{
-    fmt,
+    fmt, io,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use futures_util::{StreamExt, future, stream::BoxStream};
-use lapin::{Channel, Connection, ConnectionProperties, Event, tcp::OwnedTLSConfig, uri::AMQPUri};
+use futures_util::{AsyncRead, AsyncWrite, StreamExt, future, stream::BoxStream};
+use lapin::{
+    Channel, Connection, ConnectionProperties, Event,
+    tcp::{AMQPUriTcpExt, AsyncTcpStream, TLSConfig},
+    uri::AMQPUri,
+};
 use postrider_core::{Error, ErrorKind, Result};
 use tokio::time::{Instant, interval, timeout, timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    encryption::Encryption,
     error::{late, translate},
     version::Version,
 };
@@ -69,7 +74,7 @@ pub(crate) struct Listener {
 #[derive(Clone)]
 pub(crate) struct Dial {
     pub(crate) uri: AMQPUri,
-    pub(crate) tls: Arc<OwnedTLSConfig>,
+    pub(crate) encryption: Option<Encryption>,
     pub(crate) name: String,
     pub(crate) limit: Duration,
 }
@@ -82,13 +87,30 @@ impl Dial {
             .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
         let runtime =
             lapin::runtime::default_runtime().map_err(|error| translate("connect", error))?;
-        let tls = OwnedTLSConfig::clone(&self.tls);
-        let connecting =
-            Connection::connect_uri_with_config(self.uri.clone(), properties, tls, runtime);
+        let dial = self.clone();
+        let open = async move |uri: AMQPUri, runtime| {
+            let stream = uri.connect_with_config_async(TLSConfig::default(), &runtime).await?;
+            Ok(dial.encrypt(stream).await?)
+        };
+        let connecting = Connection::connector(self.uri.clone(), runtime, open, properties);
         timeout(self.limit, connecting)
             .await
             .map_err(|_| late("connect"))?
             .map_err(|error| translate("connect", error))
+    }
+
+    /// Encrypts a connection on which nothing was said yet, where the URL wants it.
+    pub(crate) async fn encrypt<S>(
+        &self,
+        stream: AsyncTcpStream<S>,
+    ) -> io::Result<AsyncTcpStream<S>>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        match &self.encryption {
+            Some(encryption) => encryption.wrap(stream).await,
+            None => Ok(stream),
+        }
     }
 
     /// Opens both connections.

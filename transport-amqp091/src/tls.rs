@@ -2,14 +2,27 @@
 
 use std::fmt;
 
-use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
-
 /// Which certificates an `amqps` connection trusts, and which it shows. It needs the crate feature
-/// `tls`.
+/// `tls`. What is wrong with them is an error of connecting.
+///
+/// # Example: an authority of one's own, and a client certificate instead of a password
+///
+/// ```no_run
+/// use postrider_transport_amqp091::{Amqp091, Options, Tls};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let tls = Tls::default()
+///     .with_authorities(std::fs::read_to_string("ca.pem")?)
+///     .with_identity(std::fs::read("client.pem")?, std::fs::read("client.key")?);
+/// let url = "amqps://broker.example.com/shop?auth_mechanism=external";
+/// let broker = Amqp091::connect_with(url, Options::default().with_tls(tls)).await?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Default)]
 pub struct Tls {
-    authorities: Option<String>,
-    identity: Option<(Vec<u8>, Vec<u8>)>,
+    pub(crate) authorities: Option<String>,
+    /// The certificate with its chain, and the key.
+    pub(crate) identity: Option<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Tls {
@@ -20,18 +33,12 @@ impl Tls {
         self
     }
 
-    /// Shows a client certificate, with its chain and its PKCS #8 key, both in PEM.
+    /// Shows a client certificate with its chain, the client's own first, and its key: PKCS #8,
+    /// PKCS #1 or SEC 1, not encrypted. Both in PEM.
     #[must_use]
     pub fn with_identity(mut self, pem: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
         self.identity = Some((pem.into(), key.into()));
         self
-    }
-
-    pub(crate) fn config(&self) -> OwnedTLSConfig {
-        OwnedTLSConfig {
-            identity: self.identity.clone().map(|(pem, key)| OwnedIdentity::PKCS8 { pem, key }),
-            cert_chain: self.authorities.clone(),
-        }
     }
 }
 

@@ -14,6 +14,7 @@ use tokio::{runtime::Handle, time::sleep};
 use crate::{
     admin::{self, Admin},
     consumer::{Deliveries, Subscriber},
+    encryption::Encryption,
     link::{Guard, Link},
     options::Options,
     publisher::Amqp091Publisher,
@@ -37,8 +38,9 @@ pub struct Amqp091(Arc<Guard>);
 impl Amqp091 {
     /// Connects to the broker of a URL such as `amqp://user:password@host:5672/vhost`. Without a
     /// path the virtual host is `/`; names in it are percent-encoded. Its options `heartbeat`
-    /// (seconds, 30 by default), `connection_timeout` (milliseconds), `frame_max`, `channel_max` and
-    /// `auth_mechanism` are honoured. `amqps` needs the crate feature `tls`.
+    /// (seconds, 30 by default), `connection_timeout` (milliseconds, in the place of
+    /// [`Options::connect_timeout`]), `connection_name` (as
+    /// [`Options::name`]), `frame_max`, `channel_max` and `auth_mechanism` are honoured. `amqps` needs the crate feature `tls`.
     ///
     /// It must be called inside a tokio runtime. Not cancellation safe: a connection may be left
     /// that the broker closes when it gets no heartbeat.
@@ -46,9 +48,12 @@ impl Amqp091 {
     /// # Errors
     ///
     /// [`ErrorKind::Invalid`] for another URL and outside a runtime, [`ErrorKind::Unavailable`] when
-    /// the broker cannot be reached in time, [`ErrorKind::Unauthorized`] for credentials or a
-    /// virtual host that it refuses, [`ErrorKind::NotFound`] for a virtual host that is not there,
-    /// [`ErrorKind::Unsupported`] for a server that is no RabbitMQ.
+    /// the broker cannot be reached in time, [`ErrorKind::Unauthorized`] for credentials, a
+    /// client certificate or a virtual host that it refuses, and when its own certificate is not
+    /// to be trusted, [`ErrorKind::NotFound`] for a virtual host that is not there,
+    /// [`ErrorKind::Unsupported`] for a server that is no RabbitMQ, for a port where the other of
+    /// `amqp` and `amqps` is spoken, and for `amqps` without the crate feature `tls`. With options
+    /// [`ErrorKind::Invalid`] also means certificates that cannot be used.
     pub async fn connect(url: &str) -> Result<Self> {
         Self::connect_with(url, Options::default()).await
     }
@@ -66,11 +71,19 @@ impl Amqp091 {
         let uri = uri::parse(url)?;
         let shown = uri.shown.clone();
         let in_context = |error: Error| error.with_context("url", shown.clone());
-        let tls = Arc::new(options.tls.config());
-        let limit = options.connect_timeout;
-        let name =
-            options.name.clone().unwrap_or_else(|| format!("postrider {}", options.env.new_id()));
-        let dial = Dial { uri: uri.broker, tls, name, limit };
+        let encryption = match uri.encrypted {
+            true => Some(Encryption::new(&options.tls, &uri.broker.authority.host)),
+            false => None,
+        };
+        let encryption = encryption.transpose().map_err(in_context)?;
+        let limit = uri
+            .broker
+            .query
+            .connection_timeout
+            .map_or(options.connect_timeout, Duration::from_millis);
+        let name = options.name.clone().or(uri.name);
+        let name = name.unwrap_or_else(|| format!("postrider {}", options.env.new_id()));
+        let dial = Dial { uri: uri.broker, encryption, name, limit };
         let mut attempt = 1;
         let (session, listener) = loop {
             match open(&dial).await {
@@ -94,7 +107,7 @@ impl Amqp091 {
 }
 
 async fn open(dial: &Dial) -> Result<(Arc<Session>, Listener)> {
-    let version = version::ask(&dial.uri, &dial.tls, dial.limit).await?;
+    let version = version::ask(dial).await?;
     dial.session(1, version).await
 }
 

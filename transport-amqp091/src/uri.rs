@@ -1,7 +1,10 @@
 //! AMQP URIs: `amqp://user:password@host:port/vhost?heartbeat=10`.
 
+use std::mem;
+
 use lapin::uri::{AMQPScheme, AMQPUri};
 use postrider_core::{Error, ErrorKind, Result};
+use url::{Host, Url};
 
 /// The heartbeat in seconds unless the URI names one: half of it passes between two frames at most,
 /// so that a dead peer is noticed within it.
@@ -10,7 +13,11 @@ const HEARTBEAT: u16 = 30;
 /// A broker's URI, and the same for people: without the password.
 #[derive(Clone)]
 pub(crate) struct Uri {
+    /// With the scheme of a plain connection: the encryption is not lapin's.
     pub(crate) broker: AMQPUri,
+    pub(crate) encrypted: bool,
+    /// What the connections are called in the broker's tools.
+    pub(crate) name: Option<String>,
     pub(crate) shown: String,
 }
 
@@ -20,30 +27,30 @@ pub(crate) fn parse(url: &str) -> Result<Uri> {
     if !(url.starts_with("amqp://") || url.starts_with("amqps://")) {
         return invalid("the URL of a RabbitMQ broker is amqp://user:password@host:port/vhost");
     }
-    if cfg!(not(feature = "tls")) && url.starts_with("amqps://") {
-        return Err(Error::new(
-            ErrorKind::Unsupported,
-            "connect",
-            "amqps:// needs the crate feature 'tls'",
-        ));
-    }
-    let Ok(mut broker) = url.parse::<AMQPUri>() else {
+    let (Ok(mut broker), Ok(url)) = (url.parse::<AMQPUri>(), Url::parse(url)) else {
         return invalid("the URL cannot be read; names in it must be percent-encoded");
     };
     broker.query.heartbeat.get_or_insert(HEARTBEAT);
-    let (scheme, port) = match broker.scheme {
-        AMQPScheme::AMQP => ("amqp", 5672),
-        AMQPScheme::AMQPS => ("amqps", 5671),
-    };
+    if let Some(Host::Ipv6(address)) = url.host() {
+        // lapin's parser takes it for no host at all, which is localhost.
+        broker.authority.host = address.to_string();
+    }
+    let name = url.query_pairs().find(|(option, _)| option == "connection_name");
+    let name = name.map(|(_, name)| name.into_owned());
+    let scheme = mem::replace(&mut broker.scheme, AMQPScheme::AMQP);
     let authority = &broker.authority;
-    let mut shown = format!("{scheme}://{}@{}", authority.userinfo.username, authority.host);
-    if authority.port != port {
+    let host = match authority.host.contains(':') {
+        true => format!("[{}]", authority.host),
+        false => authority.host.clone(),
+    };
+    let mut shown = format!("{scheme}://{}@{host}", authority.userinfo.username);
+    if authority.port != scheme.default_port() {
         shown.push_str(&format!(":{}", authority.port));
     }
     if broker.vhost != "/" {
         shown.push_str(&format!("/{}", broker.vhost.replace('/', "%2f")));
     }
-    Ok(Uri { broker, shown })
+    Ok(Uri { broker, name, encrypted: scheme == AMQPScheme::AMQPS, shown })
 }
 
 #[cfg(test)]
@@ -56,7 +63,11 @@ mod tests {
         assert_eq!(uri.shown, "amqp://anna@broker:5673/a%2fb");
         assert_eq!(uri.broker.vhost, "a/b");
         assert_eq!(uri.broker.query.heartbeat, Some(5));
+        assert_eq!(parse("amqp://a?connection_name=a%20b").unwrap().name.as_deref(), Some("a b"));
         assert_eq!(parse("amqp://localhost").unwrap().broker.query.heartbeat, Some(HEARTBEAT));
+        let uri = parse("amqps://anna@[::1]:5671").unwrap();
+        assert_eq!((&*uri.broker.authority.host, uri.encrypted), ("::1", true));
+        assert_eq!(uri.shown, "amqps://anna@[::1]");
         for broken in
             ["amqp://anna:s3cret@host:port", "http://anna:s3cret@host", "amqp://a:s3cret@["]
         {

@@ -1,20 +1,22 @@
 //! Which broker it is, and what follows from that.
 
-use std::time::Duration;
+use std::io;
 
 use futures_util::{AsyncReadExt, AsyncWriteExt};
-use lapin::{
-    tcp::{AMQPUriTcpExt, OwnedTLSConfig},
-    uri::AMQPUri,
-};
+use lapin::tcp::{AMQPUriTcpExt, TLSConfig};
 use postrider_core::{Capabilities, Delay, Error, ErrorKind, ReplyMode, Result};
 use tokio::time::timeout;
+
+use crate::{encryption::explain, session::Dial};
 
 /// The largest body: RabbitMQ's default, 16 MiB.
 const MAX_MESSAGE_SIZE: u64 = 16 * 1024 * 1024;
 
 /// The protocol header of AMQP 0.9.1.
 const HEADER: &[u8] = b"AMQP\x00\x00\x09\x01";
+
+/// How TLS begins to say that it did not understand: RFC 8446, section 5.1.
+const TLS_ALERT: u8 = 21;
 
 /// The most that a broker's greeting may be.
 const MAX_GREETING: usize = 64 * 1024;
@@ -28,37 +30,41 @@ pub(crate) struct Version {
 
 /// Asks the broker for its version: it is in the greeting, which the client library keeps to
 /// itself, so a connection of its own reads the greeting and ends.
-pub(crate) async fn ask(uri: &AMQPUri, tls: &OwnedTLSConfig, limit: Duration) -> Result<Version> {
-    let unavailable = |error: std::io::Error| {
-        let why = format!("the broker cannot be reached: {error}");
-        Error::new(ErrorKind::Unavailable, "connect", why).with_source(error)
+pub(crate) async fn ask(dial: &Dial) -> Result<Version> {
+    let failed = |error: io::Error| {
+        let (kind, why) = explain(&error).unwrap_or_else(|| {
+            (ErrorKind::Unavailable, format!("the broker cannot be reached: {error}"))
+        });
+        Error::new(kind, "connect", why).with_source(error)
     };
     let greeting = async {
         let runtime = lapin::runtime::default_runtime()
             .map_err(|error| crate::error::translate("connect", error))?;
-        let mut stream =
-            uri.connect_with_config_async(tls.as_ref(), &runtime).await.map_err(unavailable)?;
-        stream.write_all(HEADER).await.map_err(unavailable)?;
+        let stream = dial.uri.connect_with_config_async(TLSConfig::default(), &runtime);
+        let mut stream = dial.encrypt(stream.await.map_err(failed)?).await.map_err(failed)?;
+        stream.write_all(HEADER).await.map_err(failed)?;
         // One frame: type, channel, size, payload.
         let mut head = [0; 7];
-        stream.read_exact(&mut head).await.map_err(unavailable)?;
+        stream.read_exact(&mut head).await.map_err(failed)?;
         let size = u32::from_be_bytes([head[3], head[4], head[5], head[6]]) as usize;
+        if head[0] == TLS_ALERT {
+            return Err(unsupported("this port of the server is for TLS; use amqps://"));
+        }
         if head[0] != 1 || size > MAX_GREETING {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                "connect",
-                "the server does not speak AMQP 0.9.1",
-            ));
+            return Err(unsupported("the server does not speak AMQP 0.9.1"));
         }
         let mut greeting = vec![0; size];
-        stream.read_exact(&mut greeting).await.map_err(unavailable)?;
+        stream.read_exact(&mut greeting).await.map_err(failed)?;
         Ok(greeting)
     };
-    let greeting =
-        timeout(limit, greeting).await.unwrap_or_else(|_| Err(crate::error::late("connect")))?;
-    read(&greeting).ok_or_else(|| {
-        Error::new(ErrorKind::Unsupported, "connect", "the server is no RabbitMQ that is known")
-    })
+    let greeting = timeout(dial.limit, greeting)
+        .await
+        .unwrap_or_else(|_| Err(crate::error::late("connect")))?;
+    read(&greeting).ok_or_else(|| unsupported("the server is no RabbitMQ that is known"))
+}
+
+fn unsupported(why: &'static str) -> Error {
+    Error::new(ErrorKind::Unsupported, "connect", why)
 }
 
 /// The version in the server properties of a greeting. One field is wanted of a nested table, so it

@@ -11,6 +11,7 @@ use postrider_core::{Env, Error, ErrorKind, Result, Transport};
 use postrider_testkit::{
     behaviour,
     harness::{Clock, Connection, Fault, Harness, TestBroker, Wire},
+    management::Management,
 };
 use postrider_transport_amqp091::{Amqp091, Options};
 use tokio::{process::Command, task::spawn_blocking, time::sleep};
@@ -142,79 +143,6 @@ impl TestBroker for Broker {
     }
 }
 
-/// The management API of a broker.
-#[derive(Clone)]
-struct Management {
-    /// Without its credentials.
-    url: String,
-    authorization: String,
-}
-
-impl Management {
-    fn new(url: &str) -> Self {
-        let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
-        let (credentials, host) = rest.rsplit_once('@').unwrap_or(("guest:guest", rest));
-        Self {
-            url: format!("{scheme}://{}", host.trim_end_matches('/')),
-            authorization: format!("Basic {}", base64(credentials.as_bytes())),
-        }
-    }
-
-    /// The names under which the broker has connections of clients called `name`.
-    fn connections(&self, name: &str) -> Result<Vec<String>> {
-        let url = format!("{}/api/connections?columns=name,client_properties", self.url);
-        let listed: serde_json::Value = ureq::get(&url)
-            .header("authorization", &self.authorization)
-            .call()
-            .and_then(|mut answer| answer.body_mut().read_json())
-            .map_err(|error| failed("listing connections", error))?;
-        let connections = listed.as_array().into_iter().flatten();
-        Ok(connections
-            .filter(|connection| {
-                let given = &connection["client_properties"]["connection_name"];
-                given.as_str().is_some_and(|given| given.starts_with(name))
-            })
-            .filter_map(|connection| connection["name"].as_str().map(ToOwned::to_owned))
-            .collect())
-    }
-
-    /// Closes a connection; `false` when it has gone by itself.
-    fn close(&self, connection: &str) -> Result<bool> {
-        let url = format!("{}/api/connections/{}", self.url, percent_encoded(connection));
-        match ureq::delete(&url).header("authorization", &self.authorization).call() {
-            Ok(_) => Ok(true),
-            // The list lags behind.
-            Err(ureq::Error::StatusCode(404)) => Ok(false),
-            Err(error) => Err(failed("closing a connection", error)),
-        }
-    }
-}
-
-fn percent_encoded(text: &str) -> String {
-    text.bytes()
-        .map(|byte| match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
-                char::from(byte).to_string()
-            }
-            _ => format!("%{byte:02X}"),
-        })
-        .collect()
-}
-
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::new();
-    for chunk in bytes.chunks(3) {
-        let group = chunk.iter().fold(0_u32, |group, byte| group << 8 | u32::from(*byte))
-            << (8 * (3 - chunk.len()));
-        for place in 0..4 {
-            let digit = DIGITS[(group >> (18 - 6 * place)) as usize & 63];
-            text.push(if place <= chunk.len() { char::from(digit) } else { '=' });
-        }
-    }
-    text
-}
-
 /// Has the broker close the connections of one transport, without a word to it.
 struct Cutter {
     name: String,
@@ -227,15 +155,8 @@ impl Wire for Cutter {
         let deadline = Env::system().now() + SHOWN_WITHIN;
         loop {
             let (management, name) = (self.management.clone(), self.name.clone());
-            let cut = spawn_blocking(move || {
-                let mut cut = false;
-                for connection in management.connections(&name)? {
-                    cut |= management.close(&connection)?;
-                }
-                Ok(cut)
-            });
-            let cut: Result<bool> = cut.await.map_err(|error| failed("cutting", error))?;
-            if cut? {
+            let cut = spawn_blocking(move || management.close_connections(&name));
+            if cut.await.map_err(|error| failed("cutting", error))?? > 0 {
                 return Ok(());
             }
             if Env::system().now() > deadline {

@@ -29,6 +29,8 @@ pub(crate) struct Figures {
     pub(crate) reported: Cents,
     pub(crate) best_day: Option<(Cents, Day)>,
     pub(crate) events_published: u64,
+    /// The calls that orders took; one that was made again, because its reply was lost, is a
+    /// duplicate to the service that was called.
     pub(crate) rpc_calls: u64,
     /// Messages that came again and changed nothing.
     pub(crate) duplicates: u64,
@@ -44,7 +46,16 @@ impl Figures {
 
     /// Whether everything happened that `orders` on `days` cause.
     pub(crate) const fn are_complete(&self, orders: u64, days: u64) -> bool {
-        self.settled() == orders && self.emails_sent == orders && self.reports == days
+        self.settled() == orders
+            && self.emails_sent == orders
+            && self.reports == days
+            && self.events_due(orders) == 0
+    }
+
+    /// The events that have not been published, or whose publisher does not know that they were:
+    /// who hears of them may be faster than the broker's confirm.
+    pub(crate) const fn events_due(&self, placed: u64) -> u64 {
+        (placed + self.settled() + self.completed).saturating_sub(self.events_published)
     }
 
     /// Checks what must be equal because different services counted the same.

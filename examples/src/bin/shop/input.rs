@@ -72,6 +72,7 @@ fn parse_line(line: &[u8], is_first: bool) -> Result<Option<Purchase>, String> {
         ["customer_id", ..] if is_first => return Ok(None),
         [customer, day, cds, price] => (customer, day, cds, price),
         [customer, _in_sample, day, cds, price] => (customer, day, cds, price),
+        [_] => return Err("1 column; a purchase has 4 or 5".to_owned()),
         _ => return Err(format!("{} columns; a purchase has 4 or 5", columns.len())),
     };
     Ok(Some(Purchase {

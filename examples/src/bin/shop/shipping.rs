@@ -1,6 +1,6 @@
 //! The shipping service: sends what was paid.
 
-use std::sync::Arc;
+use std::{mem, sync::Arc};
 
 use postrider::{Context, EventBus, HandlerError, Running, Subscription, Transport};
 
@@ -13,8 +13,15 @@ use crate::{
 #[derive(Clone)]
 struct Shipping {
     bus: EventBus,
-    shipped: Arc<Book<()>>,
+    shipped: Arc<Book<Shipment>>,
     setup: Setup,
+}
+
+/// Whether the others were told of an order that was shipped.
+#[derive(Debug, Clone, Copy)]
+enum Shipment {
+    Untold,
+    Told,
 }
 
 /// Starts the service.
@@ -41,11 +48,17 @@ impl Shipping {
                 figures.completed += 1;
                 figures.cds_shipped += u64::from(order.cds);
             });
+            Shipment::Untold
         });
         // Every time, also for an order that is shipped already: the try before this one may have
         // failed at just this point.
+        let id = order.id.clone();
         self.bus.publish_from(&context, &OrderShipped { order }).await?;
-        self.setup.board.note(|figures| figures.events_published += 1);
+        self.shipped.change(&id, |shipment| {
+            if let Shipment::Untold = mem::replace(shipment, Shipment::Told) {
+                self.setup.board.note(|figures| figures.events_published += 1);
+            }
+        });
         Ok(())
     }
 }

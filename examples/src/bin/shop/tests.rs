@@ -63,6 +63,10 @@ fn assert_true(figures: &Figures, orders: u64) {
     assert_eq!(figures.cds_shipped, orders / 25 * (18 * 19 / 2));
     assert_eq!(figures.revenue, Cents(figures.cds_shipped * 1_600));
     assert_eq!((figures.emails_sent, figures.reports), (orders, 10));
+    // Each order is created; it is paid and shipped, or refused.
+    assert_eq!(figures.events_published, orders + 2 * figures.completed + orders / 25 * 7);
+    // Each order is to be reserved, what the inventory has is to be charged, two are released.
+    assert_eq!(figures.rpc_calls, orders + orders / 25 * (20 + 2));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -39,8 +39,12 @@ impl Trade<'_> {
             if figures.are_complete(self.orders.len() as u64, self.days) {
                 return Ok(());
             }
-            if progress != (placed, figures.settled() + figures.emails_sent + figures.reports) {
-                progress = (placed, figures.settled() + figures.emails_sent + figures.reports);
+            let happened = figures.settled()
+                + figures.emails_sent
+                + figures.reports
+                + figures.events_published;
+            if progress != (placed, happened) {
+                progress = (placed, happened);
                 patience_ends = self.env.now() + self.patience;
             }
             let room = usize::try_from(IN_FLIGHT - (placed - figures.emails_sent));
@@ -82,6 +86,7 @@ impl Trade<'_> {
             ("placed, but neither shipped nor refused", placed.saturating_sub(figures.settled())),
             ("e-mails not sent", figures.settled().saturating_sub(figures.emails_sent)),
             ("reports not written", self.days - figures.reports),
+            ("events not confirmed", figures.events_due(placed)),
         ];
         let missing: Vec<_> = missing
             .iter()
