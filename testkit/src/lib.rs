@@ -8,6 +8,7 @@
 //!   `&dyn Transport` or `&dyn Publisher`.
 //! * [`proxy`] holds [`FaultProxy`](proxy::FaultProxy), which cuts, resets, stalls and slows
 //!   connections to a real broker.
+//! * `rabbitmq`, with the feature of that name, is the harness of every transport to RabbitMQ.
 //!
 //! # Example: the suite as a test target of a transport
 //!
@@ -30,6 +31,8 @@ pub mod behaviour;
 pub mod harness;
 pub mod mock;
 pub mod proxy;
+#[cfg(feature = "rabbitmq")]
+pub mod rabbitmq;
 mod runner;
 mod scene;
 
