@@ -161,10 +161,6 @@ impl Harness for RabbitMq {
     fn time_limit(&self) -> Duration {
         Duration::from_secs(150)
     }
-
-    fn divisor(&self) -> usize {
-        10
-    }
 }
 
 struct Broker {
@@ -184,10 +180,11 @@ impl TestBroker for Broker {
 
     async fn connect_by(&self, route: &Route) -> Result<Connection> {
         let user = format!("test-{}", Env::system().new_id());
-        // A broker that is down has no users to be made, and the transport is to say so.
-        if self.management.answers().await {
-            self.management.make_user(&user).await?;
-            self.users.lock().unwrap_or_else(PoisonError::into_inner).push(user.clone());
+        match self.management.make_user(&user).await {
+            Ok(()) => self.users.lock().unwrap_or_else(PoisonError::into_inner).push(user.clone()),
+            Err(error) if self.management.answers().await => return Err(error),
+            // A broker that is down; the transport is to say so.
+            Err(_) => {}
         }
         let login = Login {
             address: route.address.unwrap_or(self.address),
