@@ -134,7 +134,12 @@ impl Pipeline {
         let shutdown = self.link.shutdown().clone();
         let ended = async {
             while let Some(session) = self.wait_for_session().await {
-                let channel = match confirm_channel(&self.link, &session).await {
+                let opened = tokio::select! {
+                    opened = confirm_channel(&self.link, &session) => opened,
+                    // A connection that is lost meanwhile may never answer.
+                    () = session.over() => continue,
+                };
+                let channel = match opened {
                     Ok(channel) => channel,
                     Err(error) => {
                         tracing::debug!(%error, "no channel to publish on yet");
@@ -211,9 +216,11 @@ impl Pipeline {
         let mut watch = self.link.watch();
         loop {
             let takes = watch.borrow_and_update().blocked.is_none();
-            while takes && !self.first.is_empty() {
-                if let Some(job) = self.first.pop_front() {
-                    self.publish(run, job).await;
+            while takes && let Some(job) = self.first.pop_front() {
+                if let Err(unsent) = Self::publish(run, job).await {
+                    // Not again at once: what tells that the channel has closed comes below.
+                    self.first.push_front(unsent);
+                    break;
                 }
             }
             if !self.open && run.flight.is_empty() && self.first.is_empty() {
@@ -231,11 +238,16 @@ impl Pipeline {
                 }
                 job = self.jobs.recv(), if self.open && takes => match job {
                     Some(job) => {
-                        self.publish(run, job).await;
-                        for _ in 1..RUN {
-                            let Ok(job) = self.jobs.try_recv() else { break };
-                            self.publish(run, job).await;
+                        let mut next = Some(job);
+                        for _ in 0..RUN {
+                            let Some(job) = next.take() else { break };
+                            if let Err(unsent) = Self::publish(run, job).await {
+                                self.first.push_back(unsent);
+                                break;
+                            }
+                            next = self.jobs.try_recv().ok();
                         }
+                        self.first.extend(next);
                     }
                     None => self.open = false,
                 },
@@ -251,9 +263,10 @@ impl Pipeline {
         }
     }
 
-    /// Begins a publish. No await lies between its number and its place on the wire, so that the
-    /// order of the one is the order of the other.
-    async fn publish(&mut self, run: &mut Run, job: Job) {
+    /// Begins a publish; gives the message back unsent when the channel has closed. No await lies
+    /// between its number and its place on the wire, so that the order of the one is the order of
+    /// the other.
+    async fn publish(run: &mut Run, job: Job) -> Result<(), Job> {
         let parcel = job.parcel.clone();
         let deadline = job.deadline;
         let mut properties = parcel.properties.clone();
@@ -277,15 +290,16 @@ impl Pipeline {
             }
             // Refused before it was written, because the channel has closed.
             Poll::Ready((_, Err(_))) => {
-                if let Some((job, _)) = run.flight.leave(number) {
-                    self.first.push_back(job);
-                }
                 run.channel_is_gone();
+                if let Some((unsent, _)) = run.flight.leave(number) {
+                    return Err(unsent);
+                }
             }
             Poll::Ready((_, Ok(confirmation))) => {
                 run.settle((number, Ok(confirmation))).await;
             }
         }
+        Ok(())
     }
 
     /// Finds out what the end of a channel means for each message that was under way on it.

@@ -63,7 +63,8 @@ async fn queue_deleted_and_declared_again_under_publishes(scene: Scene) {
         let gone = send_all(&scene, &*publisher, &address, UNDER_WAY..2 * UNDER_WAY).await;
         // Those sent before may have been stored and deleted with the queue.
         for verdict in verdicts(&scene, racing).await {
-            let known = matches!(verdict, Verdict::Accepted | Verdict::Unroutable);
+            // A quorum queue that goes may refuse what it has not stored yet.
+            let known = !matches!(verdict, Verdict::Unknown(_));
             assert!(known, "the queue was there, or it was not: {verdict:?}");
         }
         for verdict in verdicts(&scene, gone).await {
@@ -100,8 +101,16 @@ async fn exchange_deleted_and_declared_again_under_publishes(scene: Scene) {
     assert!(matches!(verdict, Verdict::Rejected(_)), "'{exchange}' is deleted: {verdict:?}");
 
     operator.declare(&bound).await.expect("declaring it again");
-    let confirm = scene.send(&*publisher, numbered(&address, 4_002)).await;
-    assert_eq!(scene.verdict(confirm).await, Verdict::Accepted, "'{exchange}' is there again");
+    // Another connection may see it a moment later.
+    scene
+        .eventually("the exchange takes publishes again", async || {
+            let confirm = scene.send(&*publisher, numbered(&address, 4_002)).await;
+            match scene.verdict(confirm).await {
+                Verdict::Accepted => Ok(()),
+                verdict => Err(format!("{verdict:?}")),
+            }
+        })
+        .await;
     // What was accepted is in the queue, and nothing but that and what is unknown.
     let mut reader = scene.read(&queue, 100).await;
     let mut came = BTreeSet::new();
