@@ -11,7 +11,7 @@ use std::{
 
 use futures_util::{FutureExt, StreamExt};
 use postrider::{EventBus, RawEvent, Running, Subscription, Transport};
-use postrider_testkit::management::Management;
+use postrider_testkit::rabbitmq::Management;
 use tokio::{
     sync::watch,
     task::{JoinHandle, spawn_blocking},
@@ -27,7 +27,7 @@ const ORDERS: u64 = 6_919;
 /// How long anything may take that should happen at once.
 const SOON: Duration = Duration::from_secs(60);
 
-/// A virtual host for one test.
+/// A virtual host for one test, with a user of the same name for the program under test.
 struct VirtualHost {
     name: String,
     management: Management,
@@ -38,48 +38,46 @@ impl VirtualHost {
         let name = format!("test-{}", postrider::Env::system().new_id());
         let management = Management::new(&variable("POSTRIDER_AMQP_MANAGEMENT_URL"));
         let host = Self { name, management };
-        host.manage(|management, name| management.add_virtual_host(name)).await;
+        host.management.make_virtual_host(&host.name).await.expect("a virtual host");
+        host.management.make_user(&host.name).await.expect("a user");
+        for user in [&host.name, "guest"] {
+            host.management.permit(user, &host.name, true).await.expect("permissions");
+        }
         host
     }
 
-    /// The URL of the broker with this virtual host, for connections called `name`.
-    fn url(&self, name: &str) -> String {
+    /// The URL of the broker with this virtual host, for a user whose password is its name.
+    fn url(&self, user: &str) -> String {
         let url = variable("POSTRIDER_AMQP_URL");
-        let host = url.trim_start_matches("amqp://").split(['/', '?']).next().unwrap_or_default();
-        format!("amqp://{host}/{}?connection_name={name}", self.name)
+        let (_, host) = url.rsplit_once('@').expect("a URL with credentials");
+        format!("amqp://{user}:{user}@{host}/{}", self.name)
     }
 
-    async fn manage<T: Send + 'static>(
-        &self,
-        call: impl FnOnce(&Management, &str) -> postrider::Result<T> + Send + 'static,
-    ) -> T {
-        let (management, name) = (self.management.clone(), self.name.clone());
-        let done = spawn_blocking(move || call(&management, &name)).await;
-        done.expect("the call ends").expect("the management API")
+    fn users_url(&self) -> String {
+        self.url(&self.name)
     }
 
-    /// Has the broker close the connections of the shop, and says how many there were.
-    async fn lose_the_shop(&self) -> usize {
+    /// Has the broker close the connections of the program, and says how many there were.
+    async fn lose_the_program(&self) -> usize {
         let closing = async {
             loop {
-                let close = |management: &Management, name: &str| {
-                    management.close_connections(&format!("shop-{name}"))
-                };
-                match self.manage(close).await {
-                    // It shows a connection a second later, and tells nobody when.
-                    0 => sleep(Duration::from_millis(50)).await,
-                    closed => return closed,
+                let found = self.management.connections(&self.name).await;
+                let found = found.expect("the management API").len();
+                // While it reconnects there is nothing to close, and nothing that tells of it.
+                if found == 0 {
+                    sleep(Duration::from_millis(20)).await;
+                    continue;
                 }
+                self.management.close_all(&self.name).await.expect("the management API");
+                return found;
             }
         };
-        timeout(SOON, closing).await.expect("the broker shows the connections of the shop")
+        timeout(SOON, closing).await.expect("the program connects again")
     }
-}
 
-impl Drop for VirtualHost {
-    fn drop(&mut self) {
-        // A test that failed says why itself.
-        let _removed = self.management.remove_virtual_host(&self.name);
+    async fn remove(self) {
+        self.management.remove_user(&self.name).await.expect("the user goes");
+        self.management.remove_virtual_host(&self.name).await.expect("the virtual host goes");
     }
 }
 
@@ -100,7 +98,7 @@ struct Shop {
 
 impl Shop {
     async fn start(host: &VirtualHost) -> Self {
-        let transport = postrider::connect(&host.url("listener")).await.expect("a connection");
+        let transport = postrider::connect(&host.url("guest")).await.expect("a connection");
         let bus = EventBus::new(&transport).await.expect("the bus");
         let (count, shipped) = watch::channel(0);
         let subscription =
@@ -110,7 +108,7 @@ impl Shop {
             });
         let listening = bus.subscribe(subscription).await.expect("a subscription");
         let shop = Command::new(env!("CARGO_BIN_EXE_shop"))
-            .args(["--broker", &host.url(&format!("shop-{}", host.name))])
+            .args(["--broker", &host.users_url()])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -164,10 +162,9 @@ async fn the_shop_says_the_same_while_its_connections_are_closed() {
     let mut events = shop.transport.events();
     let mut closed = 0;
     for loss in 1..=LOSSES {
-        // In the first quarter of the run: the broker is slow to show connections.
-        shop.ships(loss * ORDERS / (4 * LOSSES)).await;
+        shop.ships(loss * ORDERS / (2 * LOSSES)).await;
         closed += tokio::select! {
-            closed = host.lose_the_shop() => closed,
+            closed = host.lose_the_program() => closed,
             output = &mut shop.ended => panic!("the shop ended before loss {loss}: {output:?}"),
         };
     }
@@ -182,6 +179,7 @@ async fn the_shop_says_the_same_while_its_connections_are_closed() {
     assert_eq!((told, 0), truth(&in_memory));
     assert!(duplicates > 0, "what was under way came again");
     println!("{closed} connections closed, {duplicates} duplicates recognised");
+    host.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -198,12 +196,13 @@ async fn the_shop_that_is_interrupted_finishes_what_it_has_in_hand() {
     let error = text(&output.stderr);
     assert!(error.starts_with("shop: interrupted; the services finish"), "{error}");
     assert!(error.contains(" of 6919 orders are done, "), "{error}");
+    host.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_program_says_the_same_as_in_memory() {
     let host = VirtualHost::new().await;
-    let url = host.url("example");
+    let url = host.users_url();
     for program in
         [env!("CARGO_BIN_EXE_rpc"), env!("CARGO_BIN_EXE_events"), env!("CARGO_BIN_EXE_work_queue")]
     {
@@ -222,6 +221,7 @@ async fn every_program_says_the_same_as_in_memory() {
     let shop = env!("CARGO_BIN_EXE_shop");
     let over_rabbitmq = run(shop, &["--orders", orders, "--broker", &url]);
     assert_eq!(truth(&over_rabbitmq), truth(&run(shop, &["--orders", orders])));
+    host.remove().await;
 }
 
 /// What a program says, in no order where it has none, and without ids.

@@ -1,9 +1,9 @@
 //! How the suite reaches a broker, and what it can do to it.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use postrider_core::{Result, Transport};
+use postrider_core::{Error, ErrorKind, Result, Transport};
 
 /// Which clock behaviours run on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -27,12 +27,20 @@ pub enum Fault {
     HeldConfirms,
     /// The broker is stopped; every connection is lost, and what is transient is gone.
     Outage,
+    /// The broker dies with everything that it has not written, as by SIGKILL.
+    Crash,
+    /// The network to the broker fails: [`TestBroker::connect_by`] goes through a
+    /// [`FaultProxy`](crate::proxy::FaultProxy) to [`TestBroker::address`].
+    Network,
+    /// A connection is refused for who makes it, by [`TestBroker::connect_by`], or loses its
+    /// permissions, by [`Wire::permit`].
+    Refusal,
 }
 
 impl Fault {
     /// Whether it touches everybody who uses the broker.
     pub(crate) fn is_broker_wide(self) -> bool {
-        self != Self::ConnectionLoss
+        !matches!(self, Self::ConnectionLoss | Self::Network | Self::Refusal)
     }
 }
 
@@ -43,6 +51,9 @@ impl fmt::Display for Fault {
             Self::Alarm => "a way to raise an alarm",
             Self::HeldConfirms => "a way to hold confirms back",
             Self::Outage => "a way to stop and start the broker",
+            Self::Crash => "a way to kill the broker",
+            Self::Network => "a network that can fail",
+            Self::Refusal => "users and permissions",
         })
     }
 }
@@ -100,8 +111,32 @@ pub trait TestBroker: Send + Sync {
     /// Those of the transport.
     async fn connect(&self) -> Result<Connection>;
 
-    /// Begins a fault that lasts, one of [`Harness::faults`] other than
-    /// [`ConnectionLoss`](Fault::ConnectionLoss).
+    /// A new connection by another route; for [`Fault::Network`] and [`Fault::Refusal`].
+    ///
+    /// # Errors
+    ///
+    /// Those of the transport.
+    async fn connect_by(&self, _route: &Route) -> Result<Connection> {
+        Err(Error::new(ErrorKind::Unsupported, "connect", "there is one route to this broker"))
+    }
+
+    /// Where the broker listens; for [`Fault::Network`].
+    fn address(&self) -> Option<SocketAddr> {
+        None
+    }
+
+    /// What the broker still has when every connection was closed: connections made here, and
+    /// queues whose name begins with `prefix`. It may take a moment until all are gone. Default:
+    /// nothing.
+    ///
+    /// # Errors
+    ///
+    /// When the broker cannot be asked.
+    async fn left_over(&self, _prefix: &str) -> Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
+    /// Begins a fault that lasts and touches the whole broker, one of [`Harness::faults`].
     ///
     /// # Errors
     ///
@@ -125,6 +160,39 @@ pub trait Wire: Send + Sync {
     ///
     /// When it could not be brought about.
     async fn cut(&self) -> Result<()>;
+
+    /// Breaks one of the network connections that a transport is made of, another each time.
+    /// Default: as [`cut`](Self::cut), for transports that have one.
+    ///
+    /// # Errors
+    ///
+    /// When it could not be brought about.
+    async fn cut_part(&self) -> Result<()> {
+        self.cut().await
+    }
+
+    /// Takes every permission from the user of the connection, or gives it back; for
+    /// [`Fault::Refusal`].
+    ///
+    /// # Errors
+    ///
+    /// When it could not be brought about.
+    async fn permit(&self, _allowed: bool) -> Result<()> {
+        Err(Error::new(ErrorKind::Unsupported, "permit", "there are no permissions here"))
+    }
+}
+
+/// How to connect where it is not the usual way.
+#[derive(Debug, Clone, Default)]
+pub struct Route {
+    /// To this address, a proxy's. Default: the broker's own.
+    pub address: Option<SocketAddr>,
+    /// How often either side must be heard of, in whole seconds. Default: the transport's.
+    pub heartbeat: Option<Duration>,
+    /// With this password. Default: the right one.
+    pub password: Option<String>,
+    /// To this virtual host. Default: the broker's default.
+    pub virtual_host: Option<String>,
 }
 
 /// A connection and the means to break it.
@@ -150,6 +218,26 @@ impl Connection {
     pub async fn cut(&self) {
         let cut = self.wire.cut().await;
         assert!(cut.is_ok(), "the harness could not break the connection: {cut:?}");
+    }
+
+    /// Breaks one of the network connections that it is made of, another each time.
+    ///
+    /// # Panics
+    ///
+    /// When the harness cannot.
+    pub async fn cut_part(&self) {
+        let cut = self.wire.cut_part().await;
+        assert!(cut.is_ok(), "the harness could not break a part of the connection: {cut:?}");
+    }
+
+    /// Takes every permission from its user, or gives it back.
+    ///
+    /// # Panics
+    ///
+    /// When the harness cannot.
+    pub async fn permit(&self, allowed: bool) {
+        let permitted = self.wire.permit(allowed).await;
+        assert!(permitted.is_ok(), "the harness could not change permissions: {permitted:?}");
     }
 }
 

@@ -6,9 +6,9 @@
 //! * [`mock`] holds [`MockTransport`](mock::MockTransport) and
 //!   [`MockPublisher`](mock::MockPublisher), for unit tests of code that is written against
 //!   `&dyn Transport` or `&dyn Publisher`.
-//! * `management`, with the crate feature of that name, closes connections at a RabbitMQ.
 //! * [`proxy`] holds [`FaultProxy`](proxy::FaultProxy), which cuts, resets, stalls and slows
 //!   connections to a real broker.
+//! * `rabbitmq`, with the feature of that name, is the harness of every transport to RabbitMQ.
 //!
 //! # Example: the suite as a test target of a transport
 //!
@@ -29,10 +29,10 @@
 
 pub mod behaviour;
 pub mod harness;
-#[cfg(feature = "management")]
-pub mod management;
 pub mod mock;
 pub mod proxy;
+#[cfg(feature = "rabbitmq")]
+pub mod rabbitmq;
 mod runner;
 mod scene;
 

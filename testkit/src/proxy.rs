@@ -61,7 +61,17 @@ struct Weather {
     refuse: bool,
     /// Grows with each cut and each reset.
     breaks: u64,
-    with_reset: bool,
+    how: Break,
+}
+
+/// How a connection ends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Break {
+    #[default]
+    Cut,
+    Reset,
+    /// Only for the client.
+    Orphan,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -128,17 +138,24 @@ impl FaultProxy {
 
     /// Closes every connection, as a peer does that ends.
     pub fn cut(&self) {
-        self.weather.send_modify(|weather| {
-            weather.breaks += 1;
-            weather.with_reset = false;
-        });
+        self.end(Break::Cut);
     }
 
     /// Resets every connection, as a peer does that has died.
     pub fn reset(&self) {
+        self.end(Break::Reset);
+    }
+
+    /// Closes every connection to the client and leaves it open to the server, which is not told
+    /// and hears nothing any more, as when the client's machine dies. New connections pass.
+    pub fn orphan(&self) {
+        self.end(Break::Orphan);
+    }
+
+    fn end(&self, how: Break) {
         self.weather.send_modify(|weather| {
             weather.breaks += 1;
-            weather.with_reset = true;
+            weather.how = how;
         });
     }
 
@@ -213,31 +230,44 @@ async fn accept(
 async fn pass(
     mut client: TcpStream,
     mut server: TcpStream,
-    weather: watch::Receiver<Weather>,
+    mut weather: watch::Receiver<Weather>,
     breaks: u64,
 ) {
     // Without this the kernel would gather what was sent byte by byte.
     let _best_effort = (client.set_nodelay(true), server.set_nodelay(true));
-    let with_reset = {
+    let how = {
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = server.split();
         tokio::select! {
-            () = pump(from_client, to_server, Direction::ToServer, weather.clone()) => false,
-            () = pump(from_server, to_client, Direction::ToClient, weather.clone()) => false,
-            with_reset = broken(weather.clone(), breaks) => with_reset,
+            () = pump(from_client, to_server, Direction::ToServer, weather.clone()) => Break::Cut,
+            () = pump(from_server, to_client, Direction::ToClient, weather.clone()) => Break::Cut,
+            how = broken(weather.clone(), breaks) => how,
         }
     };
+    if how == Break::Orphan {
+        // Until the server gives up on it, or the proxy is dropped.
+        let _ended = client.shutdown().await;
+        drop(client);
+        let dropped = async { while weather.changed().await.is_ok() {} };
+        let given_up = async { while let Ok(1..) = server.read(&mut [0; 1024]).await {} };
+        tokio::select! {
+            () = dropped => {}
+            () = given_up => {}
+        }
+        return;
+    }
     for socket in [&mut client, &mut server] {
         // Either fails only when the socket is gone anyway.
-        let _ended = if with_reset { socket.set_zero_linger() } else { socket.shutdown().await };
+        let _ended =
+            if how == Break::Reset { socket.set_zero_linger() } else { socket.shutdown().await };
     }
 }
 
-/// Waits until the weather breaks the connection and says whether with a reset.
-async fn broken(mut weather: watch::Receiver<Weather>, breaks: u64) -> bool {
+/// Waits until the weather breaks the connection and says how.
+async fn broken(mut weather: watch::Receiver<Weather>, breaks: u64) -> Break {
     let broken = weather.wait_for(|weather| weather.breaks != breaks).await;
     // When the proxy is dropped, that is a cut.
-    broken.is_ok_and(|weather| weather.with_reset)
+    broken.map_or(Break::Cut, |weather| weather.how)
 }
 
 /// Passes bytes in one direction until an end.
@@ -321,6 +351,17 @@ mod tests {
             let error = read(side).await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
         }
+    }
+
+    #[tokio::test]
+    async fn an_orphan_is_an_end_for_the_client_alone() {
+        let Line { proxy, mut client, mut server } = line().await;
+        proxy.orphan();
+        assert_eq!(read(&mut client).await.unwrap(), b"");
+        assert!(is_silent(&mut server).await);
+        server.write_all(b"anybody there?").await.unwrap();
+        drop(proxy);
+        assert!(!matches!(read(&mut server).await, Ok(bytes) if !bytes.is_empty()));
     }
 
     #[tokio::test]

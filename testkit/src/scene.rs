@@ -19,7 +19,10 @@ use tokio::{sync::OnceCell, time};
 
 pub use self::reader::Reader;
 pub(crate) use self::reader::text;
-use crate::harness::{Connection, Fault, Harness, TestBroker};
+use crate::{
+    harness::{Connection, Fault, Harness, Route, TestBroker},
+    proxy::FaultProxy,
+};
 
 /// A broker under test as one behaviour uses it. Cloning shares it.
 #[derive(Clone)]
@@ -83,10 +86,46 @@ impl Scene {
     ///
     /// When the broker gives none.
     pub async fn connect(&self) -> Connection {
-        let connection = self.0.broker.connect().await;
-        let connection = connection.expect("a further connection to the broker");
+        self.try_connect().await.expect("a further connection to the broker")
+    }
+
+    /// A connection by another route, closed after the behaviour.
+    ///
+    /// # Errors
+    ///
+    /// Those of the transport.
+    pub async fn connect_by(&self, route: &Route) -> Result<Connection> {
+        let connection = self.0.broker.connect_by(route).await?;
         lock(&self.0.others).push(connection.transport.clone());
-        connection
+        Ok(connection)
+    }
+
+    /// A connection through a proxy of its own, with this heartbeat.
+    ///
+    /// # Panics
+    ///
+    /// When the broker gives none.
+    pub async fn connect_through_proxy(&self, heartbeat: Duration) -> (FaultProxy, Connection) {
+        let broker = self.0.broker.address().expect("a network to the broker has an address");
+        let proxy = FaultProxy::start(broker).await.expect("a proxy on a free port");
+        let route = Route {
+            address: Some(proxy.address()),
+            heartbeat: Some(heartbeat),
+            ..Route::default()
+        };
+        let connection = self.connect_by(&route).await;
+        (proxy, connection.expect("a connection through the proxy"))
+    }
+
+    /// An attempt to connect as usual, for a broker that may refuse it.
+    ///
+    /// # Errors
+    ///
+    /// Those of the transport.
+    pub async fn try_connect(&self) -> Result<Connection> {
+        let connection = self.0.broker.connect().await?;
+        lock(&self.0.others).push(connection.transport.clone());
+        Ok(connection)
     }
 
     /// A connection that is not remembered, for behaviours that open thousands and close them.
@@ -265,7 +304,23 @@ impl Scene {
             }
         };
         sweeper.close(Duration::from_secs(5)).await?;
-        removed
+        removed?;
+        self.leaves_nothing(deadline).await
+    }
+
+    /// Waits until the broker has nothing left of the behaviour.
+    async fn leaves_nothing(&self, deadline: time::Instant) -> Result<()> {
+        loop {
+            let left = self.0.broker.left_over(&self.0.prefix).await?;
+            if left.is_empty() {
+                return Ok(());
+            }
+            if self.env().now() > deadline {
+                let why = format!("the broker still has {}", left.join(", "));
+                return Err(Error::new(ErrorKind::Internal, "clean up", why));
+            }
+            time::sleep(Duration::from_millis(50)).await;
+        }
     }
 }
 

@@ -1,176 +1,27 @@
-//! The behaviour suite on RabbitMQ, on each broker that the environment names.
+//! The behaviour suite with its fault scenarios on RabbitMQ, on each broker that the environment
+//! names.
 //!
 //! `scripts/brokers up` starts them and `scripts/brokers env` prints the variables;
-//! `cargo test -p postrider-transport-amqp091 --test behaviour -- rabbitmq-4.3::priority` runs what
-//! has this in its name.
+//! `cargo test -p postrider-transport-amqp091 --features live-broker --test behaviour --
+//! rabbitmq-4.3::priority` runs what has this in its name.
 
-use std::{env, process::ExitCode, sync::Arc, time::Duration};
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
-use async_trait::async_trait;
-use postrider_core::{Env, Error, ErrorKind, Result, Transport};
-use postrider_testkit::{
-    behaviour,
-    harness::{Clock, Connection, Fault, Harness, TestBroker, Wire},
-    management::Management,
-};
+use postrider_core::{Result, Transport};
+use postrider_testkit::rabbitmq::{self, Login};
 use postrider_transport_amqp091::{Amqp091, Options};
-use tokio::{process::Command, task::spawn_blocking, time::sleep};
 
-/// The script that starts, stops and commands the brokers.
-const BROKERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/brokers");
-
-const ALARM: &str = "{resource_limit, memory, node()}";
-
-/// How long the management API may take to show a connection.
-const SHOWN_WITHIN: Duration = Duration::from_secs(10);
-
-#[derive(Debug, Clone)]
-struct RabbitMq {
-    name: &'static str,
-    version: &'static str,
-    url_variable: &'static str,
-    management_variable: &'static str,
-}
-
-const NEWEST: RabbitMq = RabbitMq {
-    name: "rabbitmq-4.3",
-    version: "4.3",
-    url_variable: "POSTRIDER_AMQP_URL",
-    management_variable: "POSTRIDER_AMQP_MANAGEMENT_URL",
-};
-
-const OLDEST: RabbitMq = RabbitMq {
-    name: "rabbitmq-4.0",
-    version: "4.0",
-    url_variable: "POSTRIDER_AMQP_URL_40",
-    management_variable: "POSTRIDER_AMQP_MANAGEMENT_URL_40",
-};
-
-fn variable(name: &str) -> Result<String> {
-    env::var(name).map_err(|_| {
-        Error::new(
-            ErrorKind::Unavailable,
-            "connect",
-            format!("{name} is not set; start the brokers by `eval \"$(scripts/brokers up)\"`"),
-        )
-    })
-}
-
-fn failed(what: &str, error: impl std::fmt::Display) -> Error {
-    Error::new(ErrorKind::Internal, "inject", format!("{what}: {error}"))
-}
-
-impl RabbitMq {
-    async fn script(&self, arguments: &[&str]) -> Result<()> {
-        let output = Command::new(BROKERS)
-            .args(arguments)
-            .args(["--version", self.version])
-            .output()
-            .await
-            .map_err(|error| failed(BROKERS, error))?;
-        if output.status.success() {
-            return Ok(());
-        }
-        Err(failed(&arguments.join(" "), String::from_utf8_lossy(&output.stderr)))
-    }
-}
-
-#[async_trait]
-impl Harness for RabbitMq {
-    fn name(&self) -> &str {
-        self.name
-    }
-
-    fn clock(&self) -> Clock {
-        Clock::Real
-    }
-
-    fn faults(&self) -> &[Fault] {
-        &[Fault::ConnectionLoss, Fault::Alarm, Fault::Outage]
-    }
-
-    async fn broker(&self, _behaviour: &str) -> Result<Arc<dyn TestBroker>> {
-        Ok(Arc::new(Broker {
-            kind: self.clone(),
-            url: variable(self.url_variable)?,
-            management: Management::new(&variable(self.management_variable)?),
-        }))
-    }
-
-    fn time_limit(&self) -> Duration {
-        Duration::from_secs(150)
-    }
-}
-
-struct Broker {
-    kind: RabbitMq,
-    url: String,
-    management: Management,
-}
-
-#[async_trait]
-impl TestBroker for Broker {
-    async fn connect(&self) -> Result<Connection> {
-        let name = format!("test {}", Env::system().new_id());
-        let options =
-            Options::default().with_name(name.clone()).with_reconnect_pause(Duration::from_secs(1));
-        let transport: Arc<dyn Transport> =
-            Arc::new(Amqp091::connect_with(&self.url, options).await?);
-        let cutter = Cutter { name, management: self.management.clone() };
-        Ok(Connection::new(transport, Arc::new(cutter)))
-    }
-
-    async fn begin(&self, fault: Fault) -> Result<()> {
-        match fault {
-            Fault::Alarm => {
-                let set = format!("rabbit_alarm:set_alarm({{{ALARM}, []}}).");
-                self.kind.script(&["ctl", "eval", &set]).await
-            }
-            Fault::Outage => self.kind.script(&["stop"]).await,
-            other => Err(failed("RabbitMQ knows no fault", format!("{other:?}"))),
-        }
-    }
-
-    async fn end(&self, fault: Fault) -> Result<()> {
-        match fault {
-            Fault::Alarm => {
-                let clear = format!("rabbit_alarm:clear_alarm({ALARM}).");
-                self.kind.script(&["ctl", "eval", &clear]).await
-            }
-            Fault::Outage => self.kind.script(&["start"]).await,
-            other => Err(failed("RabbitMQ knows no fault", format!("{other:?}"))),
-        }
-    }
-}
-
-/// Has the broker close the connections of one transport, without a word to it.
-struct Cutter {
-    name: String,
-    management: Management,
-}
-
-#[async_trait]
-impl Wire for Cutter {
-    async fn cut(&self) -> Result<()> {
-        let deadline = Env::system().now() + SHOWN_WITHIN;
-        loop {
-            let (management, name) = (self.management.clone(), self.name.clone());
-            let cut = spawn_blocking(move || management.close_connections(&name));
-            if cut.await.map_err(|error| failed("cutting", error))?? > 0 {
-                return Ok(());
-            }
-            if Env::system().now() > deadline {
-                return Err(failed("cutting", "the broker shows no connection of this name"));
-            }
-            sleep(Duration::from_millis(50)).await;
-        }
-    }
+async fn connect(login: Login) -> Result<Arc<dyn Transport>> {
+    let Login { address, user, password, .. } = login;
+    let virtual_host = login.virtual_host.replace('/', "%2f");
+    let heartbeat = login
+        .heartbeat
+        .map_or_else(String::new, |heartbeat| format!("?heartbeat={}", heartbeat.as_secs()));
+    let url = format!("amqp://{user}:{password}@{address}/{virtual_host}{heartbeat}");
+    let options = Options::default().with_name(user).with_reconnect_pause(Duration::from_secs(1));
+    Ok(Arc::new(Amqp091::connect_with(&url, options).await?))
 }
 
 fn main() -> ExitCode {
-    let mut harnesses: Vec<Arc<dyn Harness>> = vec![Arc::new(NEWEST)];
-    if env::var_os(OLDEST.url_variable).is_some() {
-        harnesses.push(Arc::new(OLDEST));
-    }
-    behaviour::main(&harnesses)
+    rabbitmq::main(|login| Box::pin(connect(login)))
 }

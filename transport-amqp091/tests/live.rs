@@ -1,15 +1,14 @@
 //! What RabbitMQ alone does: refused connections, streams, and what this protocol has no means for.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use postrider_core::{
-    Address, ConsumerOptions, Env, Envelope, Error, ErrorKind, Message, PublisherExt,
-    PublisherOptions, Queue, QueueKind, Topology, Transport, TransportEvent, Verdict,
+    Address, ConsumerOptions, Envelope, Error, ErrorKind, Message, PublisherExt, PublisherOptions,
+    Queue, QueueKind, Topology, Transport, TransportEvent,
 };
-use postrider_testkit::management::Management;
+use postrider_testkit::rabbitmq::Management;
 use postrider_transport_amqp091::{Amqp091, Options};
-use tokio_util::sync::CancellationToken;
 
 fn url() -> String {
     std::env::var("POSTRIDER_AMQP_URL").expect(
@@ -111,12 +110,9 @@ async fn what_a_crash_had_waits_for_the_retry_delay_at_the_broker() {
 async fn a_consumer_goes_on_after_the_brokers_consumer_timeout() {
     let transport = Amqp091::connect(&url()).await.expect("a connection");
     let name = format!("test-consumer-timeout-{}", transport.env().new_id());
-    let queue = name.clone();
-    let declared = tokio::task::spawn_blocking(move || {
-        let arguments = serde_json::json!({ "x-queue-type": "quorum", "x-consumer-timeout": 1000 });
-        declare_by_management(&queue, &arguments);
-    });
-    declared.await.expect("the declaring thread");
+    let management = std::env::var("POSTRIDER_AMQP_MANAGEMENT_URL").expect("the API's URL");
+    let arguments = serde_json::json!({ "x-queue-type": "quorum", "x-consumer-timeout": 1000 });
+    Management::new(&management).declare_queue(&name, arguments).await.expect("a queue");
     let mut events = transport.events();
     let mut consumer = transport.consumer(&name, ConsumerOptions::default()).await.expect("opened");
     let publisher = transport.publisher(PublisherOptions::default()).await.expect("a publisher");
@@ -137,61 +133,4 @@ async fn a_consumer_goes_on_after_the_brokers_consumer_timeout() {
     next.expect("in time").expect("it goes on").expect("a delivery").ack();
     transport.remove(&Topology::new().queue(Queue::durable(name))).await.expect("removing");
     transport.close(Duration::from_secs(5)).await.expect("closing");
-}
-
-#[test]
-fn a_publisher_at_full_speed_lives_through_lost_connections() {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(4)
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    let losses = runtime.spawn(async {
-        let name = format!("test burst {}", Env::system().new_id());
-        let options = Options::default()
-            .with_name(name.clone())
-            .with_reconnect_pause(Duration::from_millis(200));
-        let transport = Arc::new(Amqp091::connect_with(&url(), options).await.expect("connected"));
-        let management = Management::new(
-            &std::env::var("POSTRIDER_AMQP_MANAGEMENT_URL").expect("the management API's URL"),
-        );
-        let enough = CancellationToken::new();
-        let mut senders = Vec::new();
-        for _ in 0..4 {
-            let options = PublisherOptions::default();
-            let publisher = transport.publisher(options).await.expect("a publisher");
-            let enough = enough.clone();
-            senders.push(tokio::spawn(async move {
-                while !enough.is_cancelled() {
-                    let nowhere =
-                        (0..200).map(|_| Envelope::new(Address::queue("none"), Message::new("x")));
-                    let Ok(confirms) = publisher.send_batch(nowhere.collect()).await else {
-                        continue;
-                    };
-                    for confirm in confirms {
-                        assert_ne!(confirm.await, Verdict::Accepted, "there is no such queue");
-                    }
-                }
-            }));
-        }
-        let mut closed = 0;
-        while closed < 8 {
-            let (management, name) = (management.clone(), name.clone());
-            let closing = move || management.close_connections(&name);
-            closed +=
-                tokio::task::spawn_blocking(closing).await.expect("it ends").expect("the API");
-            // The broker shows a connection within a second, and tells nobody.
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        enough.cancel();
-        for sender in senders {
-            sender.await.expect("every message has its verdict");
-        }
-        transport.close(Duration::from_secs(10)).await.expect("closing");
-    });
-    let ended =
-        runtime.block_on(async { tokio::time::timeout(Duration::from_secs(90), losses).await });
-    // It waits for no task, because one that never yields would never end.
-    runtime.shutdown_background();
-    ended.expect("every publisher goes on").expect("no panic");
 }

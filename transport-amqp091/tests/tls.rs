@@ -9,7 +9,7 @@ use postrider_core::{
     Address, ConsumerOptions, Env, Envelope, ErrorKind, Message, PublisherExt, PublisherOptions,
     Queue, Topology, Transport, TransportEvent,
 };
-use postrider_testkit::management::Management;
+use postrider_testkit::rabbitmq::Management;
 use postrider_transport_amqp091::{Amqp091, Options, Tls};
 use rustls::{
     ServerConfig, ServerConnection,
@@ -232,24 +232,15 @@ async fn a_key_must_be_that_of_the_certificate() {
 #[tokio::test]
 async fn a_lost_connection_comes_back_encrypted() {
     for broker in brokers() {
-        let name = format!("test tls {}", Env::system().new_id());
-        let options = options(broker.showing("client")).with_name(name.clone());
-        let transport =
-            Amqp091::connect_with(&broker.external(), options).await.expect("connected");
-        let mut events = transport.events();
         let management = Management::new(&variable("POSTRIDER_AMQP_MANAGEMENT_URL", broker.suffix));
-        let shown_by = Env::system().now() + Duration::from_secs(30);
-        let closing = tokio::task::spawn_blocking(move || {
-            // The broker shows it within about a second, and tells nobody.
-            while management.close_connections(&name).expect("the management API") == 0 {
-                assert!(
-                    Env::system().now() < shown_by,
-                    "the broker shows no connection of this name"
-                );
-                thread::sleep(Duration::from_millis(100));
-            }
-        });
-        closing.await.expect("closing");
+        let user = format!("test-tls-{}", Env::system().new_id());
+        management.make_user(&user).await.expect("a user");
+        let (_, host) = broker.url.rsplit_once('@').expect("a URL with credentials");
+        let url = format!("amqps://{user}:{user}@{host}");
+        let connected = Amqp091::connect_with(&url, options(broker.trusting())).await;
+        let transport = connected.expect("connected");
+        let mut events = transport.events();
+        management.close_all(&user).await.expect("closing the connections");
         let restored = async {
             while let Some(event) = events.next().await {
                 if matches!(event, TransportEvent::Restored { .. }) {
@@ -261,5 +252,6 @@ async fn a_lost_connection_comes_back_encrypted() {
         tokio::time::timeout(Duration::from_secs(60), restored).await.expect("restored in time");
         pass_a_message(&transport).await;
         transport.close(Duration::from_secs(5)).await.expect("closing");
+        management.remove_user(&user).await.expect("the user goes");
     }
 }

@@ -15,6 +15,7 @@ mod delay;
 mod delivery_limit;
 mod exclusive;
 mod expiry;
+mod faults;
 mod flow;
 mod headers;
 mod length_limits;
@@ -139,6 +140,7 @@ pub fn behaviours() -> Vec<Behaviour> {
         retry_delay::behaviours(),
         watermill::behaviours(),
         churn::behaviours(),
+        faults::behaviours(),
     ]
     .into_iter()
     .flatten()
@@ -157,6 +159,8 @@ mod tests {
         let names: HashSet<_> = behaviours.iter().map(Behaviour::name).collect();
         assert_eq!(names.len(), behaviours.len());
         for name in names {
+            // The fault scenarios have rooms of their own.
+            let name = name.strip_prefix("faults::").unwrap_or(name);
             assert_eq!(name.split("::").count(), 2, "{name}");
         }
     }
