@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// How long a closing connection may take to send what was settled before.
-const LAST_FLUSH: Duration = Duration::from_secs(2);
+const LAST_FLUSH: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone)]
 pub(crate) enum Stage {
@@ -335,13 +335,17 @@ impl Link {
         let waiting = self.in_flight.load(Ordering::Acquire);
         let session = self.open_session();
         // What was settled or given back in time is told to the broker before the connection goes.
-        let flushed = async {
-            for stay in self.stays.alive() {
-                stay.flushed().await;
-            }
-        };
-        if session.is_some() {
-            let _left = tokio::time::timeout(LAST_FLUSH, flushed).await;
+        if let Some(session) = &session {
+            let told = async {
+                for stay in self.stays.alive() {
+                    stay.flushed().await;
+                }
+                // The end of a channel is answered when all that was said on it is done.
+                if in_time {
+                    session.consumers_gone().await;
+                }
+            };
+            let _left = tokio::time::timeout(LAST_FLUSH, told).await;
         }
         self.finish();
         if let Some(session) = session {

@@ -279,11 +279,16 @@ impl Session {
         self.consumers.spawn(owner);
     }
 
+    /// Waits until the tasks that own its consumers' channels have ended.
+    pub(crate) async fn consumers_gone(&self) {
+        self.consumers.close();
+        self.consumers.wait().await;
+    }
+
     /// Closes both connections, within a time limit.
     pub(crate) async fn close(&self) {
         self.end();
-        self.consumers.close();
-        let _left = timeout(LEAVE_TIMEOUT, self.consumers.wait()).await;
+        let _left = timeout(LEAVE_TIMEOUT, self.consumers_gone()).await;
         self.spare.lock().unwrap_or_else(PoisonError::into_inner).clear();
         future::join(close_connection(&self.publishing), close_connection(&self.consuming)).await;
     }
