@@ -1,6 +1,6 @@
 //! The task that owns a consumer's channel: takes what comes, and tells the broker what is settled.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, StreamExt};
 use lapin::{
@@ -24,14 +24,18 @@ use crate::{
     stay::Stay,
 };
 
-/// How long acks are gathered before they are sent.
-const GATHER: Duration = Duration::from_millis(1);
+/// How long acks are gathered before they are sent, when there are few. Each ack that is sent wakes
+/// three threads, so a consumer of a trickle would spend more on its acks than on its messages.
+const GATHER: Duration = Duration::from_millis(5);
 
 /// How long one frame may take to be written, and a cancel to be answered.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a cancel may take on a connection that is over.
 const LEAVE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// How many deliveries are taken in a row before settlements are looked at.
+const RUN: usize = 64;
 
 /// Why a stay is over.
 enum Over {
@@ -61,6 +65,8 @@ pub(crate) struct Owner {
     /// Delayed retries whose copy is not confirmed.
     retries: JoinSet<(u64, Result<()>)>,
     acks: Vec<Ack>,
+    /// Settlements at work on, kept for its memory.
+    orders: Vec<(u64, Settlement)>,
 }
 
 impl Owner {
@@ -85,6 +91,7 @@ impl Owner {
             flush_at: None,
             retries: JoinSet::new(),
             acks: Vec::new(),
+            orders: Vec::new(),
         }
     }
 
@@ -114,6 +121,9 @@ impl Owner {
     }
 
     async fn serve(&mut self) -> Over {
+        // Made once: each is entered in a list under a lock.
+        let session = self.session.clone();
+        let mut over = pin!(session.over());
         loop {
             if let Err(error) = self.obey().await {
                 return Over::Channel(error);
@@ -136,7 +146,7 @@ impl Owner {
             let flush_at = self.flush_at;
             tokio::select! {
                 biased;
-                () = self.session.over() => return Over::Lost,
+                () = &mut over => return Over::Lost,
                 () = self.stay.called() => {}
                 Some(Ok((tag, copied))) = self.retries.join_next() => {
                     if let Err(error) = self.retried(tag, copied).await {
@@ -144,7 +154,7 @@ impl Owner {
                     }
                 }
                 delivery = self.deliveries.next(), if self.consuming || self.keeps_order => {
-                    if let Err(error) = self.take(delivery) {
+                    if let Err(error) = self.take_run(delivery) {
                         return Over::Channel(error);
                     }
                 }
@@ -159,15 +169,17 @@ impl Owner {
 
     /// Does what was ordered since it was last looked at.
     async fn obey(&mut self) -> Result<()> {
-        let (orders, stop, unread) = {
+        let mut orders = std::mem::take(&mut self.orders);
+        let (stop, unread) = {
             let mut book = self.stay.book();
             book.busy = true;
-            let stop = std::mem::take(&mut book.stop);
-            (std::mem::take(&mut book.orders), stop, std::mem::take(&mut book.unread))
+            std::mem::swap(&mut book.orders, &mut orders);
+            (std::mem::take(&mut book.stop), std::mem::take(&mut book.unread))
         };
-        for (tag, settlement) in orders {
+        for (tag, settlement) in orders.drain(..) {
             self.apply(tag, settlement).await?;
         }
+        self.orders = orders;
         if stop {
             self.give_back(unread).await?;
         }
@@ -268,7 +280,19 @@ impl Owner {
         Ok(())
     }
 
-    /// Takes what came from the broker.
+    /// Takes what came from the broker, and what came with it.
+    fn take_run(&mut self, first: Option<lapin::Result<lapin::message::Delivery>>) -> Result<()> {
+        self.take(first)?;
+        for _ in 1..RUN {
+            if !self.consuming && !self.keeps_order {
+                break;
+            }
+            let Some(next) = self.deliveries.next().now_or_never() else { break };
+            self.take(next)?;
+        }
+        Ok(())
+    }
+
     fn take(&mut self, delivery: Option<lapin::Result<lapin::message::Delivery>>) -> Result<()> {
         match delivery {
             Some(Ok(delivery)) => {
