@@ -7,12 +7,30 @@ use std::{
     task::{Context, Poll},
 };
 
+use chrono::{DateTime, Utc};
 use futures_util::{
     StreamExt,
     stream::{BoxStream, Stream},
 };
 
-use crate::{Delivery, Result};
+use crate::{Delivery, Error, ErrorKind, Result, check_name};
+
+/// Where a consumer of a stream queue begins to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StreamStart {
+    /// With what is published from now on.
+    Next,
+    /// With the oldest message that is kept.
+    First,
+    /// With the last part that was written, which may hold more than one message.
+    Last,
+    /// With the message of this offset, or the next that is kept.
+    Offset(u64),
+    /// With what was written at this time or later, to the second. Earlier messages of the same
+    /// part may come too.
+    Time(DateTime<Utc>),
+}
 
 /// How a queue is consumed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,11 +42,14 @@ pub struct ConsumerOptions {
     pub name: Option<Cow<'static, str>>,
     /// Whether the queue is refused to every other consumer. Default: false.
     pub exclusive: bool,
+    /// Where a stream is read from; refused for other queues. After a lost connection it is read
+    /// on from the first message that was not settled. Default: [`StreamStart::Next`].
+    pub start: Option<StreamStart>,
 }
 
 impl Default for ConsumerOptions {
     fn default() -> Self {
-        Self { prefetch: 200, name: None, exclusive: false }
+        Self { prefetch: 200, name: None, exclusive: false, start: None }
     }
 }
 
@@ -51,6 +72,30 @@ impl ConsumerOptions {
     #[must_use]
     pub const fn exclusive(mut self) -> Self {
         self.exclusive = true;
+        self
+    }
+
+    /// Checks what no broker takes; for transports.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Invalid`] for a prefetch of zero, and those of [`check_name`].
+    pub fn check(&self) -> Result<()> {
+        check_name("consume", self.name.as_deref().unwrap_or_default())?;
+        if self.prefetch == 0 {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                "consume",
+                "a prefetch of 0 would be no limit; ask for at least 1",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Sets [`start`](Self::start).
+    #[must_use]
+    pub const fn starting_at(mut self, start: StreamStart) -> Self {
+        self.start = Some(start);
         self
     }
 }

@@ -14,9 +14,10 @@ pub enum Settlement {
     /// It is done with; the queue forgets it.
     Ack,
     /// It failed and comes again after this time, counted as a failure. Without a delay it goes
-    /// back to its old place in the queue.
+    /// back to its old place in the queue, after the queue's own
+    /// [retry delay](crate::Queue::retry_delay) if it has one.
     Retry {
-        /// How long it stays hidden.
+        /// How long it stays hidden; nothing leaves that to the queue.
         after: Duration,
     },
     /// It will never succeed; it goes to the queue's dead-letter exchange, or is dropped where
@@ -54,13 +55,15 @@ pub struct DeliveryInfo {
     pub failures: u32,
     /// Whether it was delivered before, to anyone.
     pub redelivered: bool,
+    /// Its place in the stream that it was read from; `None` for other queues.
+    pub offset: Option<u64>,
 }
 
 impl DeliveryInfo {
     /// The first delivery of a message from `queue`.
     #[must_use]
     pub const fn first(queue: Arc<str>) -> Self {
-        Self { queue, attempt: 1, failures: 0, redelivered: false }
+        Self { queue, attempt: 1, failures: 0, redelivered: false, offset: None }
     }
 }
 

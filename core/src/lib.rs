@@ -52,7 +52,7 @@ mod transport;
 pub use address::{Address, Envelope};
 pub use capabilities::{Capabilities, Delay, ReplyMode};
 pub use confirm::{Confirm, ConfirmSender, Verdict};
-pub use consumer::{Consumer, ConsumerOptions};
+pub use consumer::{Consumer, ConsumerOptions, StreamStart};
 pub use delivery::{Delivery, DeliveryInfo, Settlement, SettlementSink};
 pub use env::Env;
 pub use error::{Error, ErrorKind, Result};
@@ -63,6 +63,6 @@ pub use name::{MAX_NAME_BYTES, check_declared_name, check_name};
 pub use publisher::{Publisher, PublisherExt, PublisherOptions};
 pub use topology::{
     Action, Binding, DeadLetter, Difference, Entity, Exchange, ExchangeKind, Overflow, Plan, Queue,
-    QueueInfo, QueueKind, Step, Target, Topology,
+    QueueInfo, QueueKind, RetryDelay, Step, Target, Topology,
 };
 pub use transport::Transport;

@@ -47,6 +47,11 @@ mod connect;
 #[doc = include_str!("../../README.md")]
 struct Readme;
 
+/// The guide's programs, compiled.
+#[cfg(all(doctest, feature = "amqp091"))]
+#[doc = include_str!("../../docs/rabbitmq.md")]
+struct RabbitMqGuide;
+
 #[cfg(feature = "amqp091")]
 pub use postrider_transport_amqp091 as amqp091;
 #[cfg(feature = "inmemory")]
@@ -57,6 +62,7 @@ pub use postrider_core as core;
 pub use postrider_core::{
     Address, Binding, Capabilities, Confirm, Consumer, ConsumerOptions, DeadLetter, Delivery, Env,
     Envelope, Error, ErrorKind, Exchange, HeaderValue, Headers, Message, Plan, Publisher,
-    PublisherExt, PublisherOptions, Queue, Result, Topology, Transport, TransportEvent, Verdict,
+    PublisherExt, PublisherOptions, Queue, Result, StreamStart, Topology, Transport,
+    TransportEvent, Verdict,
 };
 pub use postrider_patterns::*;

@@ -124,7 +124,8 @@ impl<'a> Admin<'a> {
     }
 
     pub(crate) async fn declare_queue(&self, queue: &Queue) -> Result<()> {
-        self.declare_queue_with(queue, arguments::queue_arguments(queue)).await
+        self.declare_queue_with(queue, arguments::queue_arguments(queue, self.session.version()))
+            .await
     }
 
     pub(crate) async fn declare_queue_with(&self, queue: &Queue, table: FieldTable) -> Result<()> {
@@ -200,7 +201,7 @@ impl<'a> Admin<'a> {
     }
 
     pub(crate) async fn plan(&self, topology: &Topology) -> Result<Plan> {
-        check(topology)?;
+        topology.check()?;
         let mut steps = Vec::new();
         for exchange in &topology.exchanges {
             let action = self.plan_exchange(exchange).await?;
@@ -266,12 +267,6 @@ impl<'a> Admin<'a> {
         }
         Ok(())
     }
-}
-
-fn check(topology: &Topology) -> Result<()> {
-    topology.exchanges.iter().try_for_each(Exchange::check)?;
-    topology.queues.iter().try_for_each(Queue::check)?;
-    topology.bindings.iter().try_for_each(Binding::check)
 }
 
 fn gone_is_fine(outcome: Result<()>) -> Result<()> {

@@ -6,7 +6,9 @@ use lapin::{
     options::{ExchangeDeclareOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable, LongString},
 };
-use postrider_core::{Difference, Exchange, ExchangeKind, Overflow, Queue, QueueKind};
+use postrider_core::{Difference, Exchange, ExchangeKind, Overflow, Queue, QueueKind, StreamStart};
+
+use crate::version::Version;
 
 fn text(text: &str) -> AMQPValue {
     AMQPValue::LongString(LongString::from(text.as_bytes()))
@@ -30,9 +32,9 @@ pub(crate) fn queue_options(queue: &Queue) -> QueueDeclareOptions {
     }
 }
 
-/// The arguments of a queue. All that it says is written, so that nothing is left to a default that
+/// The arguments of a queue for a broker. All that it says is written, so that nothing is left to a default that
 /// differs from one broker to the next.
-pub(crate) fn queue_arguments(queue: &Queue) -> FieldTable {
+pub(crate) fn queue_arguments(queue: &Queue, version: Version) -> FieldTable {
     let mut table = FieldTable::default();
     table.insert("x-queue-type".into(), text(&queue.kind.to_string()));
     if let Some(ttl) = queue.message_ttl {
@@ -60,11 +62,34 @@ pub(crate) fn queue_arguments(queue: &Queue) -> FieldTable {
         let limit = queue.delivery_limit.map_or(-1, i64::from);
         table.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(limit));
     }
+    if let Some(delay) = queue.retry_delay.filter(|_| version.delays_retries()) {
+        table.insert("x-delayed-retry-type".into(), text("failed"));
+        table.insert("x-delayed-retry-min".into(), millis(delay.shortest));
+        table.insert("x-delayed-retry-max".into(), millis(delay.longest));
+    }
     if let Some(highest) = queue.max_priority {
         table.insert("x-max-priority".into(), number(highest.into()));
     }
     if queue.single_active_consumer {
         table.insert("x-single-active-consumer".into(), AMQPValue::Boolean(true));
+    }
+    table
+}
+
+/// The arguments of a consumer that reads a stream from `start`.
+pub(crate) fn consume_arguments(start: Option<StreamStart>) -> FieldTable {
+    let mut table = FieldTable::default();
+    let offset = start.map(|start| match start {
+        StreamStart::First => text("first"),
+        StreamStart::Last => text("last"),
+        StreamStart::Offset(offset) => number(offset),
+        StreamStart::Time(time) => {
+            AMQPValue::Timestamp(u64::try_from(time.timestamp()).unwrap_or(0))
+        }
+        _ => text("next"),
+    });
+    if let Some(offset) = offset {
+        table.insert("x-stream-offset".into(), offset);
     }
     table
 }
@@ -113,6 +138,7 @@ fn field(argument: &str) -> &'static str {
         "x-overflow" => "overflow",
         "x-dead-letter-exchange" | "x-dead-letter-routing-key" => "dead_letter",
         "x-delivery-limit" => "delivery_limit",
+        "x-delayed-retry-type" | "x-delayed-retry-min" | "x-delayed-retry-max" => "retry_delay",
         "x-max-priority" => "max_priority",
         "x-single-active-consumer" => "single_active_consumer",
         _ => "arguments",
@@ -163,7 +189,9 @@ mod tests {
 
     #[test]
     fn a_quorum_queue_says_its_limit_or_that_it_has_none() {
-        let limit = |queue: &Queue| queue_arguments(queue).inner().get("x-delivery-limit").cloned();
+        let newest = Version { major: 4, minor: 3 };
+        let limit =
+            |queue: &Queue| queue_arguments(queue, newest).inner().get("x-delivery-limit").cloned();
         assert_eq!(limit(&Queue::durable("q")), Some(AMQPValue::LongLongInt(20)));
         let endless = Queue::durable("q").without_delivery_limit();
         assert_eq!(limit(&endless), Some(AMQPValue::LongLongInt(-1)));

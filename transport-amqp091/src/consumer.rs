@@ -9,16 +9,15 @@ use std::{
 };
 
 use futures_util::{Stream, future::BoxFuture};
-use lapin::{
-    options::{BasicConsumeOptions, BasicQosOptions},
-    types::FieldTable,
-};
+use lapin::options::{BasicConsumeOptions, BasicQosOptions};
 use postrider_core::{
-    ConsumerHealth, ConsumerOptions, Delivery, Error, ErrorKind, Result, TransportEvent,
+    ConsumerHealth, ConsumerOptions, Delivery, Error, ErrorKind, Result, StreamStart,
+    TransportEvent,
 };
 use tokio::time::sleep;
 
 use crate::{
+    arguments,
     delivered::Delivered,
     link::Guard,
     owner::Owner,
@@ -56,6 +55,8 @@ struct Inner {
     /// Bounded by the prefetch: the broker sends no more.
     buffer: VecDeque<Taken>,
     waker: Option<Waker>,
+    /// Where a stream is read on.
+    next_offset: Option<u64>,
 }
 
 /// A consumer over all its stays.
@@ -78,6 +79,7 @@ impl Subscriber {
                 place: Place::Suspended,
                 buffer: VecDeque::new(),
                 waker: None,
+                next_offset: None,
             }),
         })
     }
@@ -101,12 +103,9 @@ impl Subscriber {
             ..BasicConsumeOptions::default()
         };
         let tag = self.options.name.as_deref().unwrap_or_default();
-        let consume = channel.basic_consume(
-            (&*self.queue).into(),
-            tag.into(),
-            options,
-            FieldTable::default(),
-        );
+        let start = self.inner().next_offset.map(StreamStart::Offset).or(self.options.start);
+        let table = arguments::consume_arguments(start);
+        let consume = channel.basic_consume((&*self.queue).into(), tag.into(), options, table);
         let deliveries = by(deadline, "consume", consume).await.map_err(in_context)?;
         let stay = Stay::new(guard.clone(), self.queue.clone());
         guard.link().stays().enter(&stay);
@@ -162,7 +161,8 @@ impl Subscriber {
     /// The connection is lost: the stream waits for it. What it had in advance comes again.
     pub(crate) fn suspend(&self) {
         let mut inner = self.inner();
-        if matches!(inner.place, Place::Attached(_)) {
+        if let Place::Attached(stay) = &inner.place {
+            inner.next_offset = stay.next_offset().or(inner.next_offset);
             inner.place = Place::Suspended;
             inner.buffer.clear();
         }

@@ -13,6 +13,9 @@ const DELIVERY_COUNT: &str = "x-delivery-count";
 /// The header in which a quorum queue counts earlier deliveries, since 4.3.
 const ACQUIRED_COUNT: &str = "x-acquired-count";
 
+/// The header with the place of a message in a stream.
+const STREAM_OFFSET: &str = "x-stream-offset";
+
 /// A message that was delivered, and its counts.
 #[derive(Debug, Clone)]
 pub(crate) struct Delivered {
@@ -35,6 +38,7 @@ pub(crate) fn read(queue: &Arc<str>, delivery: lapin::message::Delivery) -> Deli
     let acquired = properties::take_count(headers, ACQUIRED_COUNT).unwrap_or(0);
     // A dead letter may bring the counts of the queue it comes from.
     let (failures, acquired) = if delivery.redelivered { (failures, acquired) } else { (0, 0) };
+    let offset = properties::take_offset(headers, STREAM_OFFSET);
     let earlier = ladder::take_counts(headers);
     ladder::hide_deaths(headers);
     let here = acquired.max(failures).max(u32::from(delivery.redelivered));
@@ -42,5 +46,6 @@ pub(crate) fn read(queue: &Arc<str>, delivery: lapin::message::Delivery) -> Deli
     info.failures = failures.saturating_add(earlier.failures);
     info.attempt = here.saturating_add(earlier.attempts).saturating_add(1);
     info.redelivered = info.attempt > 1;
+    info.offset = offset;
     Delivered { envelope: Arc::new(Envelope::new(address, message)), info }
 }

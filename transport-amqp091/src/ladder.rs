@@ -112,8 +112,8 @@ impl Ladder {
                 return Ok(name);
             }
         }
-        let session = link.session("publish", deadline).await?;
-        let mut table = arguments::queue_arguments(&queue);
+        let session = link.session_to_publish(deadline).await?;
+        let mut table = arguments::queue_arguments(&queue, session.version());
         // A message leaves its rung only when the address has it.
         let strategy = LongString::from("at-least-once".as_bytes());
         table.insert("x-dead-letter-strategy".into(), AMQPValue::LongString(strategy));

@@ -84,6 +84,14 @@ impl<T> Ledger<T> {
         }
     }
 
+    /// The first delivery that is unsettled.
+    pub(crate) fn first_open(&self) -> Option<&T> {
+        self.slots.iter().find_map(|slot| match slot {
+            Slot::Open(kept) => Some(kept),
+            _ => None,
+        })
+    }
+
     /// Deliveries whose ack was not taken yet.
     pub(crate) const fn waiting(&self) -> usize {
         self.acked

@@ -36,11 +36,24 @@
 //! `postrider-failures`; the original is acknowledged when the copy is stored. The delivery limit of
 //! a queue holds for such retries where this connection declared the queue.
 //!
+//! A queue with a [retry delay](postrider_core::Queue::with_retry_delay) of its own delays failures
+//! itself on RabbitMQ 4.3 and later (there it is called delayed retry), without a copy and for
+//! crashes too. On older brokers the retries of a connection that declared the queue go by the
+//! delay queues above. The protocol cannot name a delay for one message, so a retry that does is
+//! a copy on every version.
+//!
 //! # Consumers
 //!
 //! On a quorum queue there are no exclusive consumers; declare a single active consumer. Whoever
 //! consumes such a queue should declare it on the same connection: then a consumer that is dropped
 //! keeps its place until all it handed out is settled, and the next goes on in order.
+//!
+//! # Streams
+//!
+//! A [stream queue](postrider_core::Queue::stream) is read from the position that
+//! [`ConsumerOptions::start`](postrider_core::ConsumerOptions::start) names. After a loss its
+//! consumer reads on from the first message that was not settled; a consumer of
+//! [`StreamStart::Next`](postrider_core::StreamStart::Next) that had no delivery yet begins anew.
 //!
 //! # Recovery
 //!

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     consumer::Subscriber, error::closed, ladder::Ladder, options::Options, record::Record,
-    roster::Roster, session::Session, stay::Stay, version::Version,
+    roster::Roster, session::Session, stay::Stay,
 };
 
 /// How long a closing connection may take to send what was settled before.
@@ -40,6 +40,25 @@ pub(crate) struct State {
     pub(crate) stage: Stage,
     /// Why the broker takes no publishes.
     pub(crate) blocked: Option<Arc<str>>,
+}
+
+impl State {
+    fn takes_publishes(&self) -> bool {
+        let session = match &self.stage {
+            Stage::Up(session) | Stage::Closing(Some(session)) => session,
+            Stage::Down | Stage::Closing(None) | Stage::Closed => return false,
+        };
+        self.blocked.is_none() && !session.is_over()
+    }
+
+    /// Whether there is no connection and will be none.
+    fn is_over(&self) -> bool {
+        match &self.stage {
+            Stage::Up(_) | Stage::Down => false,
+            Stage::Closing(Some(session)) => session.is_over(),
+            Stage::Closing(None) | Stage::Closed => true,
+        }
+    }
 }
 
 pub(crate) struct Link {
@@ -68,17 +87,13 @@ impl fmt::Debug for Link {
 }
 
 impl Link {
-    pub(crate) fn new(
-        url: String,
-        options: Options,
-        version: Version,
-        session: Arc<Session>,
-    ) -> Arc<Self> {
+    pub(crate) fn new(url: String, options: Options, session: Arc<Session>) -> Arc<Self> {
+        let capabilities = session.version().capabilities();
         let state = State { stage: Stage::Up(session), blocked: None };
         Arc::new(Self {
             url,
             options,
-            capabilities: version.capabilities(),
+            capabilities,
             state: watch::Sender::new(state),
             events: EventSender::default(),
             record: Mutex::default(),
@@ -147,10 +162,10 @@ impl Link {
         }
     }
 
-    /// Whether publishes are taken now.
+    /// Whether publishes are taken now: also while it closes, since handlers that finish what they
+    /// have in hand have something to say.
     pub(crate) fn takes_publishes(&self) -> bool {
-        let state = self.state.borrow();
-        state.blocked.is_none() && matches!(&state.stage, Stage::Up(session) if !session.is_over())
+        self.state.borrow().takes_publishes()
     }
 
     /// When a call that begins now must be over.
@@ -164,13 +179,25 @@ impl Link {
         operation: &'static str,
         deadline: Instant,
     ) -> Result<Arc<Session>> {
+        match self.stage(operation, deadline).await? {
+            Stage::Up(session) => Ok(session),
+            _ => Err(closed(operation)),
+        }
+    }
+
+    /// Waits for the connection as something to publish needs it: also while it closes.
+    pub(crate) async fn session_to_publish(&self, deadline: Instant) -> Result<Arc<Session>> {
+        match self.stage("publish", deadline).await? {
+            Stage::Up(session) | Stage::Closing(Some(session)) => Ok(session),
+            _ => Err(closed("publish")),
+        }
+    }
+
+    async fn stage(&self, operation: &'static str, deadline: Instant) -> Result<Stage> {
         let mut watch = self.watch();
         let ready = watch.wait_for(|state| !matches!(state.stage, Stage::Down));
         match timeout_at(deadline, ready).await {
-            Ok(Ok(state)) => match &state.stage {
-                Stage::Up(session) => Ok(session.clone()),
-                _ => Err(closed(operation)),
-            },
+            Ok(Ok(state)) => Ok(state.stage.clone()),
             Ok(Err(_)) => Err(closed(operation)),
             Err(_) => Err(Error::new(
                 ErrorKind::Unavailable,
@@ -184,15 +211,12 @@ impl Link {
     /// Waits until publishes are taken, until `deadline`.
     pub(crate) async fn ready_to_publish(&self, deadline: Instant) -> Result<()> {
         let mut watch = self.watch();
-        let ready = watch.wait_for(|state| match &state.stage {
-            Stage::Up(_) => state.blocked.is_none(),
-            Stage::Down => false,
-            Stage::Closing(_) | Stage::Closed => true,
+        let ready = watch.wait_for(|state| state.takes_publishes() || state.is_over());
+        let taken = timeout_at(deadline, ready).await.map(|state| {
+            // A sender that is gone went with everything else.
+            state.is_ok_and(|state| state.takes_publishes())
         });
-        let answer = timeout_at(deadline, ready)
-            .await
-            .map(|state| state.is_ok_and(|state| matches!(state.stage, Stage::Up(_))));
-        match answer {
+        match taken {
             Ok(true) => Ok(()),
             Ok(false) => Err(closed("publish")),
             Err(_) => {
@@ -219,12 +243,15 @@ impl Link {
     /// Goes down with a lost session; `false` when it closes or is closed.
     pub(crate) fn go_down(&self) -> bool {
         self.state.send_if_modified(|state| {
-            let up = matches!(state.stage, Stage::Up(_));
-            if up {
-                *state = State { stage: Stage::Down, blocked: None };
-            }
-            up
-        })
+            let stage = match &state.stage {
+                Stage::Up(_) => Stage::Down,
+                Stage::Closing(Some(_)) => Stage::Closing(None),
+                Stage::Down | Stage::Closing(None) | Stage::Closed => return false,
+            };
+            *state = State { stage, blocked: None };
+            true
+        });
+        matches!(self.state.borrow().stage, Stage::Down)
     }
 
     /// Comes up with a new session; `false` when it was closed meanwhile.

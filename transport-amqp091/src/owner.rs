@@ -16,7 +16,7 @@ use tokio::{
 use crate::{
     clock::until,
     consumer::{Subscriber, Taken},
-    delivered,
+    delivered::{self, Delivered},
     error::{late, translate},
     ladder,
     ledger::Ack,
@@ -201,13 +201,14 @@ impl Owner {
                 self.stay.book().ledger.ack(tag);
                 Ok(())
             }
-            Settlement::Retry { after } if after.is_zero() => {
-                self.done(tag);
-                fail(&self.channel, tag).await
-            }
             Settlement::Retry { after } => {
                 let kept = self.stay.book().ledger.open(tag).map(|kept| kept.clone());
                 let Some(kept) = kept else { return Ok(()) };
+                let after = if after.is_zero() { self.own_delay(&kept) } else { after };
+                if after.is_zero() {
+                    self.done(tag);
+                    return fail(&self.channel, tag).await;
+                }
                 let (link, queue) = (self.stay.link().clone(), self.stay.queue().clone());
                 let copied = async move {
                     let copied = ladder::retry(&link, &queue, &kept, after).await;
@@ -226,6 +227,17 @@ impl Owner {
                 requeue(&self.channel, tag).await
             }
         }
+    }
+
+    /// How long a message that fails is delayed by the queue's own rule, where the broker does not
+    /// do that itself.
+    fn own_delay(&self, kept: &Delivered) -> Duration {
+        if self.session.version().delays_retries() {
+            return Duration::ZERO;
+        }
+        let record = self.stay.link().record();
+        let own = record.queue(self.stay.queue()).and_then(|queue| queue.retry_delay);
+        own.map_or(Duration::ZERO, |delay| delay.after(kept.info.failures.saturating_add(1)))
     }
 
     /// A copy for later is stored, so the original is done with; or it is not, and then the
@@ -299,7 +311,11 @@ impl Owner {
                 let tag = delivery.delivery_tag;
                 let kept = delivered::read(self.stay.queue(), delivery);
                 let taken = Taken { stay: self.stay.clone(), tag, delivered: kept.clone() };
-                self.stay.book().ledger.enter(tag, kept);
+                {
+                    let mut book = self.stay.book();
+                    book.next_offset = kept.info.offset.map(|offset| offset + 1);
+                    book.ledger.enter(tag, kept);
+                }
                 if !self.subscriber.push(taken) && !self.keeps_order {
                     self.stay.stop(vec![tag]);
                 }

@@ -143,6 +143,13 @@ pub(crate) fn take_count(headers: &mut Headers, name: &str) -> Option<u32> {
     Some(u32::try_from(number).unwrap_or(if number < 0 { 0 } else { u32::MAX }))
 }
 
+/// Takes the place of a message in a stream away.
+pub(crate) fn take_offset(headers: &mut Headers, name: &str) -> Option<u64> {
+    let offset = headers.get(name)?.as_int()?;
+    headers.remove(name);
+    u64::try_from(offset).ok()
+}
+
 fn read_headers(table: &FieldTable) -> Headers {
     table
         .inner()

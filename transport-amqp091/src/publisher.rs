@@ -94,7 +94,7 @@ impl Sender {
         if name.is_empty() || locked(&self.known).contains(name) {
             return Ok(true);
         }
-        let session = link.session("publish", deadline).await?;
+        let session = link.session_to_publish(deadline).await?;
         if !Admin::new(&session, "publish", deadline).has_exchange(name).await? {
             return Ok(false);
         }

@@ -15,7 +15,10 @@ use postrider_core::{Error, Result};
 use tokio::time::{Instant, interval, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::error::{late, translate};
+use crate::{
+    error::{late, translate},
+    version::Version,
+};
 
 /// How long closing a channel or a connection may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -31,6 +34,7 @@ const LOOK: Duration = Duration::from_secs(1);
 
 pub(crate) struct Session {
     epoch: u64,
+    version: Version,
     publishing: Connection,
     consuming: Connection,
     /// Cancelled when one of the connections is gone.
@@ -88,7 +92,11 @@ impl Dial {
     }
 
     /// Opens both connections.
-    pub(crate) async fn session(&self, epoch: u64) -> Result<(Arc<Session>, Listener)> {
+    pub(crate) async fn session(
+        &self,
+        epoch: u64,
+        version: Version,
+    ) -> Result<(Arc<Session>, Listener)> {
         let (publishing, consuming) =
             future::join(self.connect("publishing"), self.connect("consuming")).await;
         let (publishing, consuming) = match (publishing, consuming) {
@@ -106,6 +114,7 @@ impl Dial {
         };
         let session = Arc::new(Session {
             epoch,
+            version,
             publishing,
             consuming,
             over: CancellationToken::new(),
@@ -119,6 +128,11 @@ impl Dial {
 impl Session {
     pub(crate) const fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// The broker's.
+    pub(crate) const fn version(&self) -> Version {
+        self.version
     }
 
     /// Waits until it is over.

@@ -24,6 +24,8 @@ pub(crate) struct Book {
     pub(crate) handed_out: usize,
     /// Deliveries handed out and not settled by their handlers.
     held: usize,
+    /// Of a stream: behind the last delivery; once it is lost, where to read on.
+    pub(crate) next_offset: Option<u64>,
     /// Handlers have nothing to settle here any more.
     pub(crate) lost: bool,
     /// No more deliveries are wanted, which the channel's owner has not seen.
@@ -109,11 +111,21 @@ impl Stay {
     pub(crate) fn lose(&self) {
         {
             let mut book = self.book();
-            *book = Book { lost: true, ..Book::default() };
+            if book.lost {
+                return;
+            }
+            let unsettled = book.ledger.first_open().and_then(|kept| kept.info.offset);
+            let next_offset = unsettled.or(book.next_offset);
+            *book = Book { lost: true, next_offset, ..Book::default() };
         }
         self.wake.notify_one();
         self.flushed.notify_waiters();
         self.link().note_settled();
+    }
+
+    /// Of a stream, after it was lost: where to read on.
+    pub(crate) fn next_offset(&self) -> Option<u64> {
+        self.book().next_offset
     }
 
     /// Wants no more deliveries and gives back those that were not handed out.

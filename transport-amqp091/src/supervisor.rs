@@ -41,7 +41,7 @@ pub(crate) async fn supervise(
         }
         link.events().send(TransportEvent::Lost { cause });
         let restored = tokio::select! {
-            restored = reconnect(&link, &dial, session.epoch()) => restored,
+            restored = reconnect(&link, &dial, &session) => restored,
             () = link.shutdown().cancelled() => return,
         };
         (session, listener) = restored;
@@ -75,11 +75,11 @@ fn lose(link: &Link) {
 }
 
 /// Tries until connection, topology and consumers are back.
-async fn reconnect(link: &Arc<Link>, dial: &Dial, lost: u64) -> (Arc<Session>, Listener) {
+async fn reconnect(link: &Arc<Link>, dial: &Dial, lost: &Session) -> (Arc<Session>, Listener) {
     let longest = link.options().reconnect_pause.max(FIRST_PAUSE);
     let mut pause = FIRST_PAUSE;
     loop {
-        match restore(link, dial, lost + 1).await {
+        match restore(link, dial, lost).await {
             Ok(restored) => return restored,
             Err(error) => tracing::warn!(%error, ?pause, "reconnecting failed; trying again"),
         }
@@ -93,8 +93,12 @@ fn jittered(env: &Env, pause: Duration) -> Duration {
     pause.mul_f64(0.5 + env.random_unit() / 2.0)
 }
 
-async fn restore(link: &Arc<Link>, dial: &Dial, epoch: u64) -> Result<(Arc<Session>, Listener)> {
-    let (session, mut listener) = dial.session(epoch).await?;
+async fn restore(
+    link: &Arc<Link>,
+    dial: &Dial,
+    lost: &Session,
+) -> Result<(Arc<Session>, Listener)> {
+    let (session, mut listener) = dial.session(lost.epoch() + 1, lost.version()).await?;
     let restoring = async {
         admin::restore(link, &session).await?;
         let subscribers = link.subscribers().alive();

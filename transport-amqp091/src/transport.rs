@@ -18,8 +18,7 @@ use crate::{
     options::Options,
     publisher::Amqp091Publisher,
     session::{Dial, Listener, Session},
-    supervisor, uri,
-    version::{self, Version},
+    supervisor, uri, version,
 };
 
 /// How often a connection that the broker resets is tried.
@@ -73,7 +72,7 @@ impl Amqp091 {
             options.name.clone().unwrap_or_else(|| format!("postrider {}", options.env.new_id()));
         let dial = Dial { uri: uri.broker, tls, name, limit };
         let mut attempt = 1;
-        let (version, (session, listener)) = loop {
+        let (session, listener) = loop {
             match open(&dial).await {
                 Ok(opened) => break opened,
                 // A broker that is greeted by many at once resets some.
@@ -84,7 +83,7 @@ impl Amqp091 {
                 Err(error) => return Err(in_context(error)),
             }
         };
-        let link = Link::new(uri.shown, options, version, session.clone());
+        let link = Link::new(uri.shown, options, session.clone());
         tokio::spawn(supervisor::supervise(link.clone(), dial, session, listener));
         Ok(Self(Arc::new(Guard::new(link))))
     }
@@ -94,9 +93,9 @@ impl Amqp091 {
     }
 }
 
-async fn open(dial: &Dial) -> Result<(Version, (Arc<Session>, Listener))> {
+async fn open(dial: &Dial) -> Result<(Arc<Session>, Listener)> {
     let version = version::ask(&dial.uri, &dial.tls, dial.limit).await?;
-    Ok((version, dial.session(1).await?))
+    dial.session(1, version).await
 }
 
 /// Whether the broker took a connection and dropped it, for which one that is stopped or refuses
@@ -195,15 +194,14 @@ impl Transport for Amqp091 {
         let deadline = self.link().operation_deadline();
         let session = self.link().session("consume", deadline).await?;
         check_name("consume", queue)?;
-        check_name("consume", options.name.as_deref().unwrap_or_default())?;
-        if options.prefetch == 0 {
-            return Err(Error::new(
-                ErrorKind::Invalid,
-                "consume",
-                "a prefetch of 0 would be no limit; ask for at least 1",
-            ));
-        }
+        options.check()?;
         let spec = self.link().record().queue(queue).cloned();
+        if options.start.is_some()
+            && spec.as_ref().is_some_and(|spec| spec.kind != QueueKind::Stream)
+        {
+            let why = "only a stream is read from a position";
+            return Err(Error::new(ErrorKind::Invalid, "consume", why).with_context("queue", queue));
+        }
         if options.exclusive && spec.is_some_and(|spec| spec.kind == QueueKind::Quorum) {
             return Err(Error::new(
                 ErrorKind::Unsupported,

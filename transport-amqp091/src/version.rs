@@ -80,6 +80,11 @@ impl Version {
         self.major > 4 || (self.major == 4 && self.minor >= 3)
     }
 
+    /// Whether a quorum queue delays the messages that failed.
+    pub(crate) const fn delays_retries(self) -> bool {
+        self.counts_failures_apart()
+    }
+
     pub(crate) fn capabilities(self) -> Capabilities {
         let mut capabilities = Capabilities::minimal();
         capabilities.topology = true;

@@ -99,10 +99,6 @@ impl Harness for RabbitMq {
     fn time_limit(&self) -> Duration {
         Duration::from_secs(150)
     }
-
-    fn divisor(&self) -> usize {
-        10
-    }
 }
 
 struct Broker {

@@ -47,31 +47,6 @@ async fn the_url_is_shown_without_its_password() {
 }
 
 #[tokio::test]
-async fn a_stream_is_read_without_taking_from_it() {
-    let transport = Amqp091::connect(&url()).await.expect("a connection");
-    let name = format!("test-stream-{}", transport.env().new_id());
-    let topology = Topology::new().queue(Queue::stream(name.clone()));
-    transport.declare(&topology).await.expect("a stream");
-    let mut readers = Vec::new();
-    for _ in 0..2 {
-        let reader = transport.consumer(&name, ConsumerOptions::default()).await;
-        readers.push(reader.expect("a reader of a stream"));
-    }
-    let publisher = transport.publisher(PublisherOptions::default()).await.expect("a publisher");
-    let envelope = Envelope::new(Address::queue(name.clone()), Message::new("kept"));
-    publisher.publish(envelope).await.expect("a publish to a stream");
-    for reader in &mut readers {
-        let delivery = tokio::time::timeout(Duration::from_secs(10), reader.recv()).await;
-        let delivery = delivery.expect("in time").expect("it goes on").expect("a delivery");
-        assert_eq!(delivery.message().body, "kept");
-        delivery.ack();
-    }
-    drop(readers);
-    transport.remove(&topology).await.expect("removing");
-    transport.close(Duration::from_secs(5)).await.expect("closing");
-}
-
-#[tokio::test]
 async fn what_the_protocol_has_no_means_for_is_an_error() {
     let transport = Amqp091::connect(&url()).await.expect("a connection");
     let name = format!("test-means-{}", transport.env().new_id());
@@ -88,4 +63,43 @@ async fn what_the_protocol_has_no_means_for_is_an_error() {
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
     transport.remove(&topology).await.expect("removing");
     transport.close(Duration::from_secs(5)).await.expect("closing");
+}
+
+#[tokio::test]
+async fn what_a_crash_had_waits_for_the_retry_delay_at_the_broker() {
+    let delay = Duration::from_secs(2);
+    let crashing = Amqp091::connect(&url()).await.expect("a connection");
+    let name = format!("test-retry-delay-{}", crashing.env().new_id());
+    let topology =
+        Topology::new().queue(Queue::durable(name.clone()).with_retry_delay(delay, delay));
+    crashing.declare(&topology).await.expect("a queue");
+    let publisher = crashing.publisher(PublisherOptions::default()).await.expect("a publisher");
+    let envelope = Envelope::new(Address::queue(name.clone()), Message::new("x"));
+    publisher.publish(envelope).await.expect("a publish");
+    let mut consumer = crashing.consumer(&name, ConsumerOptions::default()).await.expect("opened");
+    let held = consumer.recv().await.expect("it goes on").expect("a delivery");
+    let began = crashing.env().now();
+    crashing.close(Duration::ZERO).await.expect_err("one delivery is unsettled");
+    drop(held);
+
+    let transport = Amqp091::connect(&url()).await.expect("a connection");
+    let mut consumer = transport.consumer(&name, ConsumerOptions::default()).await.expect("opened");
+    let again = tokio::time::timeout(Duration::from_secs(20), consumer.recv()).await;
+    let again = again.expect("in time").expect("it goes on").expect("a delivery");
+    assert_eq!(again.info().failures, 1, "{:?}", again.info());
+    let took = transport.env().now() - began;
+    assert!(took >= delay, "it came after {took:?}");
+    again.ack();
+    transport.remove(&topology).await.expect("removing");
+    transport.close(Duration::from_secs(5)).await.expect("closing");
+
+    // What another connection declared differently is told by our name of it.
+    let other = Amqp091::connect(&url()).await.expect("a connection");
+    other.declare(&topology).await.expect("a queue");
+    let plain = Topology::new().queue(Queue::durable(name.clone()));
+    let error = other.declare(&plain).await.expect_err("another retry delay");
+    assert_eq!(error.kind(), ErrorKind::Mismatch, "{error}");
+    assert!(error.to_string().contains("retry_delay"), "{error}");
+    other.remove(&topology).await.expect("removing");
+    other.close(Duration::from_secs(5)).await.expect("closing");
 }

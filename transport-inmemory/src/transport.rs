@@ -150,12 +150,14 @@ impl Transport for InMemory {
     async fn consumer(&self, queue: &str, options: ConsumerOptions) -> Result<Consumer> {
         self.0.ready("consume").await?;
         check_name("consume", queue)?;
-        if options.prefetch == 0 {
+        options.check()?;
+        if options.start.is_some() {
             return Err(Error::new(
                 ErrorKind::Invalid,
                 "consume",
-                "a prefetch of 0 would be no limit; ask for at least 1",
-            ));
+                "only a stream is read from a position, and the in-memory broker has no streams",
+            )
+            .with_context("queue", queue.to_owned()));
         }
         let subscriber = self.0.subscribe(queue, &options)?;
         Ok(Consumer::new(Deliveries::new(self.0.clone(), subscriber)))

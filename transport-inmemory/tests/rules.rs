@@ -38,6 +38,24 @@ async fn the_longest_retry_loses_nothing() {
     again.ack();
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_a_lost_connection_had_waits_for_the_retry_delay() {
+    let delay = Duration::from_secs(5);
+    let transport = InMemory::connect("memory://").expect("a runtime");
+    let queue = Queue::durable("q").with_retry_delay(delay, delay);
+    transport.declare(&Topology::new().queue(queue)).await.expect("declared");
+    let publisher = publisher(&transport).await;
+    publish(&*publisher, Address::queue("q"), Message::new("x")).await;
+    let mut consumer = transport.consumer("q", ConsumerOptions::default()).await.expect("opened");
+    let _held = consumer.recv().await.expect("goes on").expect("a delivery");
+    let began = transport.env().now();
+    transport.drop_connection();
+    let again = consumer.recv().await.expect("goes on").expect("a delivery");
+    assert_eq!(again.info().failures, 1, "{:?}", again.info());
+    assert!(transport.env().now() - began >= delay);
+    again.ack();
+}
+
 #[tokio::test]
 async fn times_that_no_broker_takes_are_refused() {
     let transport = InMemory::connect("memory://").expect("a runtime");
@@ -45,6 +63,9 @@ async fn times_that_no_broker_takes_are_refused() {
         Queue::durable("q").with_expires(Duration::MAX),
         Queue::durable("q").with_message_ttl(Duration::MAX),
         Queue::durable("q").with_expires(Duration::ZERO),
+        Queue::durable("q").with_retry_delay(Duration::ZERO, Duration::MAX),
+        Queue::durable("q").with_retry_delay(Duration::from_secs(2), Duration::from_secs(1)),
+        Queue::durable("q").with_retry_delay(Duration::from_secs(2), Duration::MAX),
     ] {
         let refused = transport.declare(&Topology::new().queue(queue)).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Invalid, "{refused}");

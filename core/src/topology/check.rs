@@ -81,6 +81,17 @@ impl Queue {
         if self.kind != QueueKind::Quorum && self.delivery_limit.is_some() {
             return invalid("delivery_limit", "only quorum queues have a delivery limit");
         }
+        if let Some(delay) = self.retry_delay {
+            if self.kind != QueueKind::Quorum {
+                return invalid("retry_delay", "only quorum queues have a retry delay");
+            }
+            if delay.shortest.as_millis() == 0 {
+                return invalid("retry_delay", "the retry delay must be at least a millisecond");
+            }
+            if delay.longest < delay.shortest {
+                return invalid("retry_delay", "the longest retry delay is below the shortest");
+            }
+        }
         let too_long =
             |time: Option<Duration>| time.is_some_and(|time| time.as_millis() > MAX_MILLIS);
         if too_long(self.expires) {
@@ -88,6 +99,9 @@ impl Queue {
         }
         if too_long(self.message_ttl) {
             return invalid("message_ttl", "the time to live is longer than 49 days");
+        }
+        if too_long(self.retry_delay.map(|delay| delay.longest)) {
+            return invalid("retry_delay", "the retry delay is longer than 49 days");
         }
         if self.expires.is_some_and(|unused| unused.as_millis() == 0) {
             return invalid("expires", "the time without use must be at least a millisecond");

@@ -9,7 +9,7 @@ mod queue;
 pub use binding::{Binding, Target};
 pub use exchange::{Exchange, ExchangeKind};
 pub use plan::{Action, Difference, Entity, Plan, Step};
-pub use queue::{DeadLetter, Overflow, Queue, QueueInfo, QueueKind};
+pub use queue::{DeadLetter, Overflow, Queue, QueueInfo, QueueKind, RetryDelay};
 
 /// A set of exchanges, queues and bindings.
 ///

@@ -150,6 +150,7 @@ impl Difference {
             .or_else(|| {
                 Self::between("delivery_limit", &wanted.delivery_limit, &found.delivery_limit)
             })
+            .or_else(|| Self::between("retry_delay", &wanted.retry_delay, &found.retry_delay))
             .or_else(|| Self::between("max_priority", &wanted.max_priority, &found.max_priority))
             .or_else(|| {
                 Self::between(

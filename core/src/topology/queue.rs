@@ -74,6 +74,34 @@ impl fmt::Display for DeadLetter {
     }
 }
 
+/// How long a message that failed stays hidden from the consumers of its queue: the shortest delay
+/// times the number of its failures, up to the longest.
+///
+/// The queue does it by itself where the broker can (quorum queues of RabbitMQ 4.3 and later, there
+/// named delayed retry), for every kind of failure: a retry, a crash, a lost connection. Elsewhere
+/// the transport does it for retries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RetryDelay {
+    /// The delay after the first failure, in whole milliseconds.
+    pub shortest: Duration,
+    /// The most that the delay grows to, in whole milliseconds.
+    pub longest: Duration,
+}
+
+impl RetryDelay {
+    /// The delay after the last of `failures`.
+    #[must_use]
+    pub fn after(self, failures: u32) -> Duration {
+        self.shortest.saturating_mul(failures).min(self.longest)
+    }
+}
+
+impl fmt::Display for RetryDelay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} for each failure, up to {:?}", self.shortest, self.longest)
+    }
+}
+
 /// A queue to declare.
 ///
 /// # Example: a work queue that parks what fails
@@ -116,6 +144,9 @@ pub struct Queue {
     /// How often a delivery may fail before the message is dead: with limit N it is delivered at
     /// most N + 1 times. Quorum queues only. Default there: 20, RabbitMQ's own; `None` is no limit.
     pub delivery_limit: Option<u32>,
+    /// How long a message that failed stays hidden, unless whoever settles it names a delay.
+    /// Quorum queues only. Default: not at all.
+    pub retry_delay: Option<RetryDelay>,
     /// The highest priority of a classic queue. Default: no priorities. A quorum queue has
     /// priorities without being asked.
     pub max_priority: Option<u8>,
@@ -141,6 +172,7 @@ impl Queue {
             overflow: Overflow::default(),
             dead_letter: None,
             delivery_limit: None,
+            retry_delay: None,
             max_priority: None,
             single_active_consumer: false,
         }
@@ -164,7 +196,8 @@ impl Queue {
         queue
     }
 
-    /// A log that is read from any position.
+    /// A log that is read from [any position](crate::StreamStart). Its consumers take nothing from
+    /// it: settling a delivery, in whatever way, only makes room for the next.
     pub fn stream(name: impl Into<Cow<'static, str>>) -> Self {
         Self::new(name.into(), QueueKind::Stream)
     }
@@ -237,6 +270,14 @@ impl Queue {
     #[must_use]
     pub fn without_delivery_limit(mut self) -> Self {
         self.delivery_limit = None;
+        self
+    }
+
+    /// Sets [`retry_delay`](Self::retry_delay): `shortest` after the first failure, as much again
+    /// for each further one, at most `longest`.
+    #[must_use]
+    pub fn with_retry_delay(mut self, shortest: Duration, longest: Duration) -> Self {
+        self.retry_delay = Some(RetryDelay { shortest, longest });
         self
     }
 

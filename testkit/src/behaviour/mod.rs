@@ -23,6 +23,7 @@ mod prefetch;
 mod priority;
 mod publishing;
 mod recovery;
+mod retry_delay;
 mod routing;
 mod settlement;
 mod single_active;
@@ -135,6 +136,7 @@ pub fn behaviours() -> Vec<Behaviour> {
         admin::behaviours(),
         closing::behaviours(),
         recovery::behaviours(),
+        retry_delay::behaviours(),
         watermill::behaviours(),
         churn::behaviours(),
     ]

@@ -346,6 +346,8 @@ impl State {
     /// Gives a message back as a failure, at once or later, unless it has failed too often.
     fn fail(&mut self, mut entry: Entry, after: Duration, env: &Env, effects: &mut Effects) {
         entry.failures = entry.failures.saturating_add(1);
+        let own = self.spec.retry_delay.filter(|_| after.is_zero());
+        let after = own.map_or(after, |delay| delay.after(entry.failures));
         if self.spec.delivery_limit.is_some_and(|limit| entry.failures > limit) {
             self.bury(entry, Reason::DeliveryLimit, effects);
         } else if after.is_zero() {
