@@ -101,7 +101,8 @@ pub(crate) type BoxedForget = Box<dyn Fn() + Send>;
 
 /// What is under way on one channel.
 struct Run {
-    channel: Channel,
+    /// Shared as a whole, because a clone of a channel is a clone of each of its many parts.
+    channel: Arc<Channel>,
     flight: Flight<Job>,
     publishing: FuturesUnordered<Publish>,
     /// Deadlines in the order of sending; those whose verdict has come are passed over.
@@ -327,7 +328,7 @@ impl Pipeline {
 impl Run {
     fn new(channel: Channel) -> Self {
         Self {
-            channel,
+            channel: Arc::new(channel),
             flight: Flight::default(),
             publishing: FuturesUnordered::new(),
             deadlines: VecDeque::new(),
@@ -357,8 +358,7 @@ impl Run {
         self.gather_ready(&mut decided);
         // Taking the client's lock once waits for a batch that it is still working on.
         let batch = {
-            let channel = self.channel.clone();
-            let mut touch = pin!(channel.wait_for_confirms());
+            let mut touch = pin!(self.channel.wait_for_confirms());
             poll!(&mut touch)
         };
         if let Poll::Ready(Ok(returned)) = batch {
