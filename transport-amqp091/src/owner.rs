@@ -1,6 +1,6 @@
 //! The task that owns a consumer's channel: takes what comes, and tells the broker what is settled.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, StreamExt};
 use lapin::{
@@ -14,6 +14,7 @@ use tokio::{
 };
 
 use crate::{
+    admin::Admin,
     clock::until,
     consumer::{Subscriber, Taken},
     delivered::{self, Delivered},
@@ -24,18 +25,14 @@ use crate::{
     stay::Stay,
 };
 
-/// How long acks are gathered before they are sent, when there are few. Each ack that is sent wakes
-/// three threads, so a consumer of a trickle would spend more on its acks than on its messages.
-const GATHER: Duration = Duration::from_millis(5);
+/// How long acks are gathered before they are sent.
+const GATHER: Duration = Duration::from_millis(1);
 
 /// How long one frame may take to be written, and a cancel to be answered.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a cancel may take on a connection that is over.
 const LEAVE_TIMEOUT: Duration = Duration::from_millis(500);
-
-/// How many deliveries are taken in a row before settlements are looked at.
-const RUN: usize = 64;
 
 /// Why a stay is over.
 enum Over {
@@ -65,8 +62,6 @@ pub(crate) struct Owner {
     /// Delayed retries whose copy is not confirmed.
     retries: JoinSet<(u64, Result<()>)>,
     acks: Vec<Ack>,
-    /// Settlements at work on, kept for its memory.
-    orders: Vec<(u64, Settlement)>,
 }
 
 impl Owner {
@@ -91,7 +86,6 @@ impl Owner {
             flush_at: None,
             retries: JoinSet::new(),
             acks: Vec::new(),
-            orders: Vec::new(),
         }
     }
 
@@ -101,6 +95,7 @@ impl Owner {
             Over::Lost => self.leave().await,
             Over::Channel(error) => {
                 self.stay.lose();
+                close_channel(&self.channel).await;
                 if self.consuming && !self.session.is_over() {
                     tracing::warn!(%error, queue = %self.stay.queue(), "a consumer's channel is gone");
                     self.subscriber.reattach(&self.session).await;
@@ -121,9 +116,6 @@ impl Owner {
     }
 
     async fn serve(&mut self) -> Over {
-        // Made once: each is entered in a list under a lock.
-        let session = self.session.clone();
-        let mut over = pin!(session.over());
         loop {
             if let Err(error) = self.obey().await {
                 return Over::Channel(error);
@@ -146,7 +138,7 @@ impl Owner {
             let flush_at = self.flush_at;
             tokio::select! {
                 biased;
-                () = &mut over => return Over::Lost,
+                () = self.session.over() => return Over::Lost,
                 () = self.stay.called() => {}
                 Some(Ok((tag, copied))) = self.retries.join_next() => {
                     if let Err(error) = self.retried(tag, copied).await {
@@ -154,7 +146,7 @@ impl Owner {
                     }
                 }
                 delivery = self.deliveries.next(), if self.consuming || self.keeps_order => {
-                    if let Err(error) = self.take_run(delivery) {
+                    if let Err(error) = self.take(delivery).await {
                         return Over::Channel(error);
                     }
                 }
@@ -169,17 +161,15 @@ impl Owner {
 
     /// Does what was ordered since it was last looked at.
     async fn obey(&mut self) -> Result<()> {
-        let mut orders = std::mem::take(&mut self.orders);
-        let (stop, unread) = {
+        let (orders, stop, unread) = {
             let mut book = self.stay.book();
             book.busy = true;
-            std::mem::swap(&mut book.orders, &mut orders);
-            (std::mem::take(&mut book.stop), std::mem::take(&mut book.unread))
+            let stop = std::mem::take(&mut book.stop);
+            (std::mem::take(&mut book.orders), stop, std::mem::take(&mut book.unread))
         };
-        for (tag, settlement) in orders.drain(..) {
+        for (tag, settlement) in orders {
             self.apply(tag, settlement).await?;
         }
-        self.orders = orders;
         if stop {
             self.give_back(unread).await?;
         }
@@ -292,20 +282,11 @@ impl Owner {
         Ok(())
     }
 
-    /// Takes what came from the broker, and what came with it.
-    fn take_run(&mut self, first: Option<lapin::Result<lapin::message::Delivery>>) -> Result<()> {
-        self.take(first)?;
-        for _ in 1..RUN {
-            if !self.consuming && !self.keeps_order {
-                break;
-            }
-            let Some(next) = self.deliveries.next().now_or_never() else { break };
-            self.take(next)?;
-        }
-        Ok(())
-    }
-
-    fn take(&mut self, delivery: Option<lapin::Result<lapin::message::Delivery>>) -> Result<()> {
+    /// Takes what came from the broker.
+    async fn take(
+        &mut self,
+        delivery: Option<lapin::Result<lapin::message::Delivery>>,
+    ) -> Result<()> {
         match delivery {
             Some(Ok(delivery)) => {
                 let tag = delivery.delivery_tag;
@@ -322,16 +303,28 @@ impl Owner {
                 Ok(())
             }
             Some(Err(error)) => Err(translate("consume", error)),
-            None if self.channel.status().connected() => {
-                self.consuming = false;
-                self.keeps_order = false;
-                self.subscriber.end_deleted();
-                Ok(())
-            }
+            None if self.channel.status().connected() => self.cancelled().await,
             None => {
                 Err(Error::new(ErrorKind::Unavailable, "consume", "the broker closed the channel"))
             }
         }
+    }
+
+    /// The broker ended the consumer and not its channel: mostly because the queue was deleted.
+    /// RabbitMQ 4.3 and later also does it to the consumer of a quorum queue that leaves a delivery
+    /// unsettled for longer than the broker's consumer timeout, by default 30 minutes.
+    async fn cancelled(&mut self) -> Result<()> {
+        let deadline = self.stay.link().operation_deadline();
+        let admin = Admin::new(&self.session, "consume", deadline);
+        if admin.queue_info(self.stay.queue()).await?.is_some() {
+            let why = "the broker cancelled the consumer; a delivery may have been unsettled for \
+                       longer than its consumer timeout";
+            return Err(Error::new(ErrorKind::Unavailable, "consume", why));
+        }
+        self.consuming = false;
+        self.keeps_order = false;
+        self.subscriber.end_deleted();
+        Ok(())
     }
 
     /// Sends the acks that wait.
