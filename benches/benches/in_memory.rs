@@ -3,7 +3,7 @@
 //! `cargo bench -p postrider-benches --bench in_memory`
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use postrider_benches::{
+use postrider_benches::in_memory::{
     Broker, EchoService, call_through_channels, call_through_channels_with_codec,
     pass_through_channel,
 };

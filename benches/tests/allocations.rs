@@ -1,6 +1,6 @@
 //! What a message costs in allocations, which do not depend on the machine's mood.
 
-use postrider_benches::{Broker, EchoService};
+use postrider_benches::in_memory::{Broker, EchoService};
 use tokio::runtime::Builder;
 
 #[global_allocator]

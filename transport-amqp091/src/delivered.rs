@@ -5,7 +5,7 @@ use std::{borrow::Cow, sync::Arc};
 use bytes::Bytes;
 use postrider_core::{Address, DeliveryInfo, Envelope};
 
-use crate::{flight::PUBLISH_ID_HEADER, ladder, properties};
+use crate::{ladder, properties};
 
 /// The header in which a quorum queue counts failures, and before 4.3 every return.
 const DELIVERY_COUNT: &str = "x-delivery-count";
@@ -25,16 +25,15 @@ pub(crate) struct Delivered {
 
 /// Reads a delivery from `queue`.
 pub(crate) fn read(queue: &Arc<str>, delivery: lapin::message::Delivery) -> Delivered {
-    let exchange = delivery.exchange.as_str();
-    let routing_key = Cow::Owned(delivery.routing_key.as_str().to_owned());
+    let exchange = String::from(delivery.exchange);
+    let routing_key = Cow::Owned(delivery.routing_key.into());
     let address = if exchange.is_empty() {
         Address::Queue(routing_key)
     } else {
-        Address::Exchange { exchange: Cow::Owned(exchange.to_owned()), routing_key }
+        Address::Exchange { exchange: Cow::Owned(exchange), routing_key }
     };
     let mut message = properties::read(Bytes::from(delivery.data), &delivery.properties);
     let headers = &mut message.headers;
-    headers.remove(PUBLISH_ID_HEADER);
     let failures = properties::take_count(headers, DELIVERY_COUNT).unwrap_or(0);
     let acquired = properties::take_count(headers, ACQUIRED_COUNT).unwrap_or(0);
     // A dead letter may bring the counts of the queue it comes from.

@@ -3,7 +3,10 @@
 //! The client library hands a returned message to whichever confirm resolves next, so a confirm
 //! says only how its own message was acknowledged; what was returned is known by its id.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    hash::{BuildHasher, RandomState},
+};
 
 use lapin::{
     BasicProperties,
@@ -19,14 +22,16 @@ pub(crate) const PUBLISH_ID_HEADER: &str = "postrider-publish-id";
 pub(crate) struct Flight<T> {
     next: u64,
     waiting: BTreeMap<u64, Waiting<T>>,
-    /// The numbers of those that are known by their message id.
-    by_id: HashMap<String, u64>,
+    /// The numbers of those that are known by their message id, by its hash: two ids with the same
+    /// are taken for the same id.
+    by_id: HashMap<u64, u64>,
+    hasher: RandomState,
     returned: HashSet<u64>,
 }
 
 #[derive(Debug)]
 struct Waiting<T> {
-    id: Option<String>,
+    id: Option<u64>,
     message: T,
 }
 
@@ -43,7 +48,13 @@ pub(crate) struct Blame<T> {
 
 impl<T> Default for Flight<T> {
     fn default() -> Self {
-        Self { next: 0, waiting: BTreeMap::new(), by_id: HashMap::new(), returned: HashSet::new() }
+        Self {
+            next: 0,
+            waiting: BTreeMap::new(),
+            by_id: HashMap::new(),
+            hasher: RandomState::new(),
+            returned: HashSet::new(),
+        }
     }
 }
 
@@ -52,14 +63,17 @@ impl<T> Flight<T> {
         self.waiting.is_empty()
     }
 
+    fn id(&self, properties: &BasicProperties) -> Option<u64> {
+        properties.message_id().as_ref().map(|id| self.hasher.hash_one(id.as_str()))
+    }
+
     /// Enters a message and sees to it that its properties tell it from the others under way.
     pub(crate) fn enter(&mut self, message: T, properties: &mut BasicProperties) -> u64 {
         let number = self.next;
         self.next += 1;
-        let id = properties.message_id().as_ref().map(|id| id.as_str().to_owned());
-        let id = id.filter(|id| !self.by_id.contains_key(id));
-        if let Some(id) = &id {
-            self.by_id.insert(id.clone(), number);
+        let id = self.id(properties).filter(|id| !self.by_id.contains_key(id));
+        if let Some(id) = id {
+            self.by_id.insert(id, number);
         } else {
             let mut headers = properties.headers().clone().unwrap_or_default();
             let value = AMQPValue::LongLongInt(number.cast_signed());
@@ -73,10 +87,7 @@ impl<T> Flight<T> {
     /// Notes that the broker returned the message with these properties.
     pub(crate) fn note_returned(&mut self, properties: &BasicProperties) {
         let own = properties.headers().as_ref().and_then(publish_id);
-        let number = own.or_else(|| {
-            let id = properties.message_id().as_ref()?;
-            self.by_id.get(id.as_str()).copied()
-        });
+        let number = own.or_else(|| self.by_id.get(&self.id(properties)?).copied());
         // One that is not waited for any more needs no verdict.
         if let Some(number) = number.filter(|number| self.waiting.contains_key(number)) {
             self.returned.insert(number);

@@ -21,8 +21,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::{
-    admin::Admin, arguments, delivered::Delivered, link::Link, pipeline::Parcel, properties,
-    publisher::Sender,
+    admin::Admin, arguments, delivered::Delivered, link::Link, properties, publisher::Sender,
 };
 
 /// What the names of all rungs begin with.
@@ -66,13 +65,13 @@ pub(crate) struct Ladder {
 }
 
 impl Ladder {
-    /// Makes ready what a message with a delay needs, and gives it for the wire.
-    pub(crate) async fn parcel(
+    /// Makes ready what a message with a delay needs, and addresses it to its rung.
+    pub(crate) async fn on_rung(
         &self,
         link: &Link,
         envelope: Envelope,
         deadline: Instant,
-    ) -> Result<Parcel> {
+    ) -> Result<Envelope> {
         if envelope.message.ttl.is_some() {
             return Err(Error::new(
                 ErrorKind::Unsupported,
@@ -83,12 +82,7 @@ impl Ladder {
             .with_context("address", envelope.address.to_string()));
         }
         let rung = self.rung(link, &envelope.address, envelope.delay, deadline).await?;
-        Ok(Parcel {
-            exchange: String::new(),
-            routing_key: rung,
-            properties: properties::write(&envelope.message),
-            body: envelope.message.body,
-        })
+        Ok(Envelope::new(Address::queue(rung), envelope.message))
     }
 
     /// The name of a rung that is there.
@@ -182,19 +176,14 @@ pub(crate) async fn retry(
     let spec = link.record().queue(queue).cloned();
     let mut message = delivered.envelope.message.clone();
     let dead = spec.filter(|spec| spec.delivery_limit.is_some_and(|limit| counts.failures > limit));
-    let parcel = match dead {
+    let envelope = match dead {
         Some(spec) => {
             let Some(letter) = &spec.dead_letter else { return Ok(()) };
             let address = &delivered.envelope.address;
             add_death(&mut message.headers, queue, address, link.env().timestamp());
             message.ttl = None;
             let key = letter.routing_key.as_deref().unwrap_or(address.routing_key());
-            Parcel {
-                exchange: letter.exchange.to_string(),
-                routing_key: key.to_owned(),
-                properties: properties::write(&message),
-                body: message.body,
-            }
+            Envelope::new(Address::exchange(letter.exchange.clone(), key.to_owned()), message)
         }
         None => {
             message.headers.set(ATTEMPTS_HEADER, counts.attempts);
@@ -202,10 +191,10 @@ pub(crate) async fn retry(
             // It would end the wait early, and be over when the message comes again.
             message.ttl = None;
             let envelope = Envelope::new(Address::queue(queue.to_owned()), message).after(after);
-            link.ladder().parcel(link, envelope, deadline).await?
+            link.ladder().on_rung(link, envelope, deadline).await?
         }
     };
-    match sender.send(link, parcel).await?.await {
+    match sender.send(link, envelope).await?.await {
         Verdict::Accepted => Ok(()),
         // As the broker does with a dead letter that nobody gets.
         Verdict::Unroutable if counts.failures > 0 && is_dead(link, queue, counts) => Ok(()),

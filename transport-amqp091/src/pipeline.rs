@@ -7,15 +7,15 @@ use std::{
     task::Poll,
 };
 
-use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, poll, stream::FuturesUnordered};
 use lapin::{
-    BasicProperties, Channel, Confirmation,
+    Channel, Confirmation,
     options::{BasicPublishOptions, ConfirmSelectOptions},
 };
-use postrider_core::{ConfirmSender, Result, Verdict};
+use postrider_core::{ConfirmSender, Envelope, Result, Verdict};
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc},
+    task::yield_now,
     time::{Duration, Instant, sleep},
 };
 
@@ -24,6 +24,7 @@ use crate::{
     error::reply,
     flight::Flight,
     link::{Link, Stage},
+    properties,
     session::Session,
 };
 
@@ -36,18 +37,9 @@ const CHANNEL_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many messages are sent in a row before verdicts are looked at.
 const RUN: usize = 64;
 
-/// A message as it goes to the wire.
-#[derive(Debug)]
-pub(crate) struct Parcel {
-    pub(crate) exchange: String,
-    pub(crate) routing_key: String,
-    pub(crate) properties: BasicProperties,
-    pub(crate) body: Bytes,
-}
-
 /// A message with the place that it takes in the window until it has its verdict.
 pub(crate) struct Job {
-    pub(crate) parcel: Arc<Parcel>,
+    pub(crate) envelope: Arc<Envelope>,
     pub(crate) deadline: Instant,
     verdict: ConfirmSender,
     permit: OwnedSemaphorePermit,
@@ -56,14 +48,14 @@ pub(crate) struct Job {
 
 impl Job {
     pub(crate) fn new(
-        parcel: Parcel,
+        envelope: Envelope,
         deadline: Instant,
         verdict: ConfirmSender,
         permit: OwnedSemaphorePermit,
         link: Arc<Link>,
     ) -> Self {
         link.note_sent();
-        Self { parcel: Arc::new(parcel), deadline, verdict, permit, link }
+        Self { envelope: Arc::new(envelope), deadline, verdict, permit, link }
     }
 
     /// Ends a message that nobody takes any more; its sender is told by an error.
@@ -109,7 +101,8 @@ pub(crate) type BoxedForget = Box<dyn Fn() + Send>;
 
 /// What is under way on one channel.
 struct Run {
-    channel: Channel,
+    /// Shared as a whole, because a clone of a channel is a clone of each of its many parts.
+    channel: Arc<Channel>,
     flight: Flight<Job>,
     publishing: FuturesUnordered<Publish>,
     /// Deadlines in the order of sending; those whose verdict has come are passed over.
@@ -209,6 +202,10 @@ impl Pipeline {
 
     async fn serve(&mut self, session: &Session, run: &mut Run) -> Left {
         let mut watch = self.link.watch();
+        // Made once, and not for each message: both are entered in lists under locks.
+        let mut over = pin!(session.over());
+        let mut alarm = pin!(until(None));
+        let mut is_set = false;
         loop {
             let takes = watch.borrow_and_update().blocked.is_none();
             while takes && let Some(job) = self.first.pop_front() {
@@ -221,10 +218,14 @@ impl Pipeline {
             if !self.open && run.flight.is_empty() && self.first.is_empty() {
                 return Left::Done;
             }
-            let next = run.next_deadline();
+            // It may go off for a message that has its verdict, and is set anew then.
+            if !is_set && let Some(next) = run.next_deadline() {
+                alarm.set(until(Some(next)));
+                is_set = true;
+            }
             tokio::select! {
                 biased;
-                () = session.over() => return Left::Lost,
+                () = &mut over => return Left::Lost,
                 Some(outcome) = run.publishing.next() => {
                     run.settle(outcome).await;
                     if run.failure.is_some() || !run.channel.status().connected() {
@@ -234,13 +235,17 @@ impl Pipeline {
                 job = self.jobs.recv(), if self.open && takes => match job {
                     Some(job) => {
                         self.first.push_back(job);
+                        // Other tasks that are about to publish go before, so that one write takes
+                        // what all of them have.
+                        yield_now().await;
                         let more = std::iter::from_fn(|| self.jobs.try_recv().ok());
                         self.first.extend(more.take(RUN - 1));
                     }
                     None => self.open = false,
                 },
                 changed = watch.changed() => if changed.is_err() { return Left::Done },
-                () = until(next) => {
+                () = &mut alarm, if is_set => {
+                    is_set = false;
                     run.expire(self.link.env().now());
                     // A channel that owes a whole window of confirms is of no use any more.
                     if run.overdue >= self.window {
@@ -261,7 +266,7 @@ impl Pipeline {
         };
         (self.forget)();
         let named = if named == "amq.default" { "" } else { named };
-        let blame = run.flight.blame(|job| job.parcel.exchange == named);
+        let blame = run.flight.blame(|job| job.envelope.address.exchange_name() == named);
         if let Some(job) = blame.guilty {
             job.resolve(Verdict::Rejected(text.to_owned().into()));
         }
@@ -279,7 +284,7 @@ impl Pipeline {
 impl Run {
     fn new(channel: Channel) -> Self {
         Self {
-            channel,
+            channel: Arc::new(channel),
             flight: Flight::default(),
             publishing: FuturesUnordered::new(),
             deadlines: VecDeque::new(),
@@ -309,8 +314,7 @@ impl Run {
         self.gather_ready(&mut decided);
         // Taking the client's lock once waits for a batch that it is still working on.
         let batch = {
-            let channel = self.channel.clone();
-            let mut touch = pin!(channel.wait_for_confirms());
+            let mut touch = pin!(self.channel.wait_for_confirms());
             poll!(&mut touch)
         };
         if let Poll::Ready(Ok(returned)) = batch {
@@ -392,16 +396,17 @@ impl Run {
 /// Begins a publish. No await lies between its number and its place on the wire, so that the
 /// order of the one is the order of the other. Gives the message back when the channel has closed.
 async fn publish(run: &mut Run, job: Job) -> Result<(), Job> {
-    let parcel = job.parcel.clone();
+    let envelope = job.envelope.clone();
     let deadline = job.deadline;
-    let mut properties = parcel.properties.clone();
+    let mut properties = properties::write(&envelope.message);
     let number = run.flight.enter(job, &mut properties);
     let channel = run.channel.clone();
     let mut publish: Publish = Box::pin(async move {
         let options = BasicPublishOptions { mandatory: true, immediate: false };
-        let (exchange, key) = (&*parcel.exchange, &*parcel.routing_key);
+        let Envelope { address, message, .. } = &*envelope;
+        let (exchange, key) = (address.exchange_name(), address.routing_key());
         let sent = channel
-            .basic_publish(exchange.into(), key.into(), options, &parcel.body, properties)
+            .basic_publish(exchange.into(), key.into(), options, &message.body, properties)
             .await;
         match sent {
             Ok(confirm) => (number, confirm.await),

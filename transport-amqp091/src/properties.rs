@@ -12,6 +12,8 @@ use postrider_core::{
     CAUSATION_ID_HEADER, DEADLINE_HEADER, HeaderValue, Headers, KEY_HEADER, Message,
 };
 
+use crate::flight::PUBLISH_ID_HEADER;
+
 const PERSISTENT: u8 = 2;
 const TRANSIENT: u8 = 1;
 
@@ -152,6 +154,8 @@ fn read_headers(table: &FieldTable) -> Headers {
     table
         .inner()
         .iter()
+        // It told messages apart on their way here and is no part of them.
+        .filter(|(name, _)| name.as_str() != PUBLISH_ID_HEADER)
         .filter_map(|(name, value)| Some((name.as_str().to_owned(), read_value(value)?)))
         .collect()
 }

@@ -18,8 +18,7 @@ use crate::{
     admin::Admin,
     error::closed,
     link::{Guard, Link},
-    pipeline::{Job, Parcel, Pipeline},
-    properties,
+    pipeline::{Job, Pipeline},
 };
 
 /// How many exchanges a publisher remembers as being there.
@@ -107,19 +106,20 @@ impl Sender {
         Ok(true)
     }
 
-    /// Sends what is ready for the wire.
-    pub(crate) async fn send(&self, link: &Arc<Link>, parcel: Parcel) -> Result<Confirm> {
+    /// Sends a message to its address, without its delay.
+    pub(crate) async fn send(&self, link: &Arc<Link>, envelope: Envelope) -> Result<Confirm> {
         let deadline = self.deadline(link);
         if !link.takes_publishes() {
             link.ready_to_publish(deadline).await?;
         }
-        if !self.has_exchange(link, &parcel.exchange, deadline).await? {
-            let why = format!("there is no exchange '{}'", parcel.exchange);
+        let exchange = envelope.address.exchange_name();
+        if !self.has_exchange(link, exchange, deadline).await? {
+            let why = format!("there is no exchange '{exchange}'");
             return Ok(Confirm::ready(Verdict::Rejected(why.into())));
         }
         let permit = self.admit(link, deadline).await?;
         let (sender, confirm) = Confirm::pending();
-        let job = Job::new(parcel, deadline, sender, permit, link.clone());
+        let job = Job::new(envelope, deadline, sender, permit, link.clone());
         match self.jobs.try_send(job) {
             Ok(()) => Ok(confirm),
             Err(refused) => {
@@ -159,20 +159,10 @@ impl Amqp091Publisher {
         let link = self.guard.link();
         if !envelope.delay.is_zero() {
             let deadline = self.sender.deadline(link);
-            let parcel = link.ladder().parcel(link, envelope, deadline).await?;
-            return self.sender.send(link, parcel).await;
+            let envelope = link.ladder().on_rung(link, envelope, deadline).await?;
+            return self.sender.send(link, envelope).await;
         }
-        self.sender.send(link, parcel(envelope)).await
-    }
-}
-
-/// A message as it goes to its own address.
-fn parcel(envelope: Envelope) -> Parcel {
-    Parcel {
-        exchange: envelope.address.exchange_name().to_owned(),
-        routing_key: envelope.address.routing_key().to_owned(),
-        properties: properties::write(&envelope.message),
-        body: envelope.message.body,
+        self.sender.send(link, envelope).await
     }
 }
 

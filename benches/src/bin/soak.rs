@@ -7,7 +7,7 @@
 
 use std::{env, fs, process::ExitCode};
 
-use postrider_benches::{Broker, MEMORY_LIMIT};
+use postrider_benches::in_memory::{Broker, MEMORY_LIMIT};
 
 /// How far memory may rise after the first tenth, in KiB.
 const ALLOWED_KIB: u64 = MEMORY_LIMIT as u64 / 1024;
