@@ -60,9 +60,9 @@ async fn traffic_survives_cuts_and_resets(scene: Scene) {
         traffic.is_sent(turn * 1_000).await;
         let mut events = victim.transport.events();
         if turn % 2 == 0 {
-            proxy.cut()
+            proxy.cut();
         } else {
-            proxy.reset()
+            proxy.reset();
         }
         scene.restored(&mut events, turn as u64 + 1).await;
     }
