@@ -77,6 +77,7 @@ mod delivered;
 #[cfg_attr(not(feature = "tls"), path = "no_encryption.rs")]
 mod encryption;
 mod error;
+mod exchanges;
 mod flight;
 mod ladder;
 mod ledger;

@@ -20,8 +20,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    consumer::Subscriber, error::closed, ladder::Ladder, options::Options, record::Record,
-    roster::Roster, session::Session, stay::Stay,
+    consumer::Subscriber, error::closed, exchanges::Exchanges, ladder::Ladder, options::Options,
+    record::Record, roster::Roster, session::Session, stay::Stay,
 };
 
 /// How long a closing connection may take to send what was settled before.
@@ -76,6 +76,7 @@ pub(crate) struct Link {
     /// Told when a delivery is settled at the broker, or a verdict is given, while it closes.
     settled: Notify,
     ladder: Ladder,
+    exchanges: Exchanges,
     /// Ends everything that runs for this connection.
     shutdown: CancellationToken,
 }
@@ -102,6 +103,7 @@ impl Link {
             in_flight: AtomicUsize::new(0),
             settled: Notify::new(),
             ladder: Ladder::default(),
+            exchanges: Exchanges::default(),
             shutdown: CancellationToken::new(),
         })
     }
@@ -136,6 +138,10 @@ impl Link {
 
     pub(crate) const fn ladder(&self) -> &Ladder {
         &self.ladder
+    }
+
+    pub(crate) const fn exchanges(&self) -> &Exchanges {
+        &self.exchanges
     }
 
     pub(crate) const fn shutdown(&self) -> &CancellationToken {

@@ -94,6 +94,7 @@ impl Owner {
             Over::Settled => self.session.close_channel(&self.channel).await,
             Over::Lost => self.leave().await,
             Over::Channel(error) => {
+                self.session.note_dead_channel();
                 self.stay.lose();
                 self.session.close_channel(&self.channel).await;
                 if self.consuming && !self.session.is_over() {
@@ -319,7 +320,11 @@ impl Owner {
     async fn cancelled(&mut self) -> Result<()> {
         let deadline = self.stay.link().operation_deadline();
         let admin = Admin::new(&self.session, "consume", deadline);
-        if admin.queue_info(self.stay.queue()).await?.is_some() {
+        let holds = {
+            let book = self.stay.book();
+            book.orders.is_empty() && book.ledger.first_open().is_some()
+        };
+        if holds && admin.queue_info(self.stay.queue()).await?.is_some() {
             let why = "the broker cancelled the consumer; a delivery may have been unsettled for \
                        longer than its consumer timeout";
             return Err(Error::new(ErrorKind::Unavailable, "consume", why));

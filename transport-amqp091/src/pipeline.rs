@@ -92,12 +92,7 @@ pub(crate) struct Pipeline {
     window: usize,
     /// Whether the publisher still hands over messages.
     open: bool,
-    /// Told when an exchange turned out to be missing.
-    forget: BoxedForget,
 }
-
-/// Forgets what was known of exchanges.
-pub(crate) type BoxedForget = Box<dyn Fn() + Send>;
 
 /// What is under way on one channel.
 struct Run {
@@ -113,13 +108,8 @@ struct Run {
 }
 
 impl Pipeline {
-    pub(crate) fn new(
-        link: Arc<Link>,
-        jobs: mpsc::Receiver<Job>,
-        window: usize,
-        forget: BoxedForget,
-    ) -> Self {
-        Self { link, jobs, first: VecDeque::new(), window, open: true, forget }
+    pub(crate) fn new(link: Arc<Link>, jobs: mpsc::Receiver<Job>, window: usize) -> Self {
+        Self { link, jobs, first: VecDeque::new(), window, open: true }
     }
 
     /// Publishes over all epochs, until the publisher is dropped or the connection closed.
@@ -147,7 +137,10 @@ impl Pipeline {
                         return;
                     }
                     Left::Lost => run.give_up("the connection was lost before the verdict"),
-                    Left::Channel => self.blame(run),
+                    Left::Channel => {
+                        session.note_dead_channel();
+                        self.blame(run);
+                    }
                 }
             }
         };
@@ -264,7 +257,7 @@ impl Pipeline {
             run.give_up("the broker closed the channel before the verdict");
             return;
         };
-        (self.forget)();
+        self.link.exchanges().forget();
         let named = if named == "amq.default" { "" } else { named };
         let blame = run.flight.blame(|job| job.envelope.address.exchange_name() == named);
         if let Some(job) = blame.guilty {

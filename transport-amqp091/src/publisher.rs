@@ -1,9 +1,6 @@
 //! The publishing side.
 
-use std::{
-    collections::HashSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use postrider_core::{
@@ -21,24 +18,12 @@ use crate::{
     pipeline::{Job, Pipeline},
 };
 
-/// How many exchanges a publisher remembers as being there.
-const REMEMBERED_EXCHANGES: usize = 1_024;
-
-type Known = Arc<Mutex<HashSet<String>>>;
-
-fn locked(known: &Known) -> MutexGuard<'_, HashSet<String>> {
-    known.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Hands messages to the task that owns a confirm channel. It does not keep the connection open.
 #[derive(Debug)]
 pub(crate) struct Sender {
     jobs: mpsc::Sender<Job>,
     window: Arc<Semaphore>,
     options: PublisherOptions,
-    /// Exchanges that are there. A publish to one that is not would close the channel, and with it
-    /// leave open what became of its neighbours.
-    known: Known,
 }
 
 impl Sender {
@@ -53,14 +38,9 @@ impl Sender {
         }
         // Each job has a permit of the window, so it never overflows.
         let (sender, jobs) = mpsc::channel(options.window);
-        let known = Known::default();
-        let forget = {
-            let known = known.clone();
-            Box::new(move || locked(&known).clear())
-        };
-        tokio::spawn(Pipeline::new(link.clone(), jobs, options.window, forget).run());
+        tokio::spawn(Pipeline::new(link.clone(), jobs, options.window).run());
         let window = Arc::new(Semaphore::new(options.window));
-        Ok(Self { jobs: sender, window, options, known })
+        Ok(Self { jobs: sender, window, options })
     }
 
     fn deadline(&self, link: &Link) -> Instant {
@@ -91,19 +71,13 @@ impl Sender {
 
     /// Whether an exchange is there, as far as is known.
     async fn has_exchange(&self, link: &Link, name: &str, deadline: Instant) -> Result<bool> {
-        if name.is_empty() || locked(&self.known).contains(name) {
-            return Ok(true);
+        if let Some(there) = link.exchanges().has(name, link.env().now()) {
+            return Ok(there);
         }
         let session = link.session_to_publish(deadline).await?;
-        if !Admin::new(&session, "publish", deadline).has_exchange(name).await? {
-            return Ok(false);
-        }
-        let mut known = locked(&self.known);
-        if known.len() >= REMEMBERED_EXCHANGES {
-            known.clear();
-        }
-        known.insert(name.to_owned());
-        Ok(true)
+        let there = Admin::new(&session, "publish", deadline).has_exchange(name).await?;
+        link.exchanges().note(name, there, link.env().now());
+        Ok(there)
     }
 
     /// Sends a message to its address, without its delay.

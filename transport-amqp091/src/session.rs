@@ -5,7 +5,10 @@
 
 use std::{
     fmt, io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU16, Ordering},
+    },
     time::Duration,
 };
 
@@ -47,6 +50,10 @@ pub(crate) struct Session {
     spare: Mutex<Vec<Channel>>,
     /// The tasks that own its consumers' channels.
     consumers: TaskTracker,
+    /// Channels that ended by an error.
+    dead_channels: AtomicU16,
+    /// Cancelled when there were too many of them.
+    worn: CancellationToken,
 }
 
 impl fmt::Debug for Session {
@@ -142,6 +149,8 @@ impl Dial {
             over: CancellationToken::new(),
             spare: Mutex::default(),
             consumers: TaskTracker::new(),
+            dead_channels: AtomicU16::new(0),
+            worn: CancellationToken::new(),
         });
         Ok((session, listener))
     }
@@ -177,6 +186,9 @@ impl Session {
                 event = listener.publishing.next() => (event, true),
                 event = listener.consuming.next() => (event, false),
                 _ = listener.look.tick() => (None, false),
+                () = self.worn.cancelled() => {
+                    return News::Lost("too many of its channels had ended by errors".to_owned());
+                }
             };
             match event {
                 Some(Event::ConnectionBlocked(reason)) if publishing => {
@@ -206,7 +218,7 @@ impl Session {
         operation: &'static str,
         deadline: Instant,
     ) -> Result<Channel> {
-        self.by(deadline, operation, self.publishing.create_channel()).await
+        self.open_channel(&self.publishing, operation, deadline).await
     }
 
     /// Opens a channel to consume on.
@@ -215,7 +227,41 @@ impl Session {
         operation: &'static str,
         deadline: Instant,
     ) -> Result<Channel> {
-        self.by(deadline, operation, self.consuming.create_channel()).await
+        self.open_channel(&self.consuming, operation, deadline).await
+    }
+
+    /// Opens a channel. The client library never forgets the error by which a channel ended, and
+    /// gives it to every later channel of the same number; so another number is taken then.
+    async fn open_channel(
+        &self,
+        connection: &Connection,
+        operation: &'static str,
+        deadline: Instant,
+    ) -> Result<Channel> {
+        loop {
+            let opened = timeout_at(deadline, async {
+                tokio::select! {
+                    biased;
+                    opened = connection.create_channel() => Some(opened),
+                    () = self.over() => None,
+                }
+            });
+            match opened.await.map_err(|_| late(operation))? {
+                Some(Ok(channel)) => return Ok(channel),
+                Some(Err(error)) if ends_a_channel(&error) && !self.is_over() => {}
+                Some(Err(error)) => return Err(translate(operation, error)),
+                None => return Err(lost(operation)),
+            }
+        }
+    }
+
+    /// Notes that a channel ended by an error. Its number cannot be used again, so a connection
+    /// that runs out of numbers is replaced in time.
+    pub(crate) fn note_dead_channel(&self) {
+        let dead = self.dead_channels.fetch_add(1, Ordering::AcqRel);
+        if dead >= self.consuming.configuration().channel_max() / 2 {
+            self.worn.cancel();
+        }
     }
 
     /// A channel for one administrative call, to be [given back](Self::give_back).
@@ -252,13 +298,15 @@ impl Session {
     ) -> Result<T> {
         tokio::select! {
             biased;
-            outcome = timeout_at(deadline, call) => outcome
-                .map_err(|_| late(operation))?
-                .map_err(|error| translate(operation, error)),
-            () = self.over() => {
-                let why = "the connection was lost meanwhile";
-                Err(Error::new(ErrorKind::Unavailable, operation, why))
+            outcome = timeout_at(deadline, call) => {
+                outcome.map_err(|_| late(operation))?.map_err(|error| {
+                    if ends_a_channel(&error) {
+                        self.note_dead_channel();
+                    }
+                    translate(operation, error)
+                })
             }
+            () = self.over() => Err(lost(operation)),
         }
     }
 
@@ -292,6 +340,15 @@ impl Session {
         self.spare.lock().unwrap_or_else(PoisonError::into_inner).clear();
         future::join(close_connection(&self.publishing), close_connection(&self.consuming)).await;
     }
+}
+
+/// Whether it is the broker's answer to something wrong on one channel.
+fn ends_a_channel(error: &lapin::Error) -> bool {
+    error.is_amqp_soft_error()
+}
+
+fn lost(operation: &'static str) -> Error {
+    Error::new(ErrorKind::Unavailable, operation, "the connection was lost meanwhile")
 }
 
 async fn close_connection(connection: &Connection) {

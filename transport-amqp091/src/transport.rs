@@ -160,6 +160,7 @@ impl Transport for Amqp091 {
         let deadline = self.link().operation_deadline();
         let session = self.link().session("declare", deadline).await?;
         Admin::new(&session, "declare", deadline).declare(topology).await?;
+        self.link().exchanges().forget();
         let prune = {
             let mut record = self.link().record();
             record.add(topology);
@@ -179,6 +180,7 @@ impl Transport for Amqp091 {
         let known = self.link().record().topology().clone();
         self.link().record().remove(topology);
         let removed = Admin::new(&session, "remove", deadline).remove(topology).await;
+        self.link().exchanges().forget();
         if removed.as_ref().is_err_and(|error| error.kind() == ErrorKind::Locked) {
             self.link().record().add(&known);
         }
