@@ -114,8 +114,7 @@ impl Sender {
             link.ready_to_publish(deadline).await?;
         }
         if !self.has_exchange(link, &parcel.exchange, deadline).await? {
-            let why = format!("there is no exchange '{}'", parcel.exchange);
-            return Ok(Confirm::ready(Verdict::Rejected(why.into())));
+            return Ok(no_exchange(&parcel.exchange));
         }
         let permit = self.admit(link, deadline).await?;
         let (sender, confirm) = Confirm::pending();
@@ -159,11 +158,19 @@ impl Amqp091Publisher {
         let link = self.guard.link();
         if !envelope.delay.is_zero() {
             let deadline = self.sender.deadline(link);
+            let exchange = envelope.address.exchange_name();
+            if !self.sender.has_exchange(link, exchange, deadline).await? {
+                return Ok(no_exchange(exchange));
+            }
             let parcel = link.ladder().parcel(link, envelope, deadline).await?;
             return self.sender.send(link, parcel).await;
         }
         self.sender.send(link, parcel(envelope)).await
     }
+}
+
+fn no_exchange(name: &str) -> Confirm {
+    Confirm::ready(Verdict::Rejected(format!("there is no exchange '{name}'").into()))
 }
 
 /// A message as it goes to its own address.

@@ -16,9 +16,14 @@ pub const DIFFERENCES: &[KnownDifference] = &[
     REJECT_REASON,
     CLASSIC_COUNTS,
     COUNTED_RELEASE,
-    WAITING_CONSUMERS,
+    CONSUMER_COUNTS,
+    DROPPED_SINGLE_ACTIVE,
+    DELETED_WITH_UNREAD,
+    GONE_BEFORE_LOSS,
     DELAYED_RETRY,
+    DELAYED_PUBLISH,
     QUORUM_REJECT_PUBLISH,
+    QUORUM_BYTES,
     PRIORITY_LEVELS,
     COMPETING_CONSUMERS,
     LOST_WITH_MORE_WAITING,
@@ -48,12 +53,43 @@ pub(super) const COUNTED_RELEASE: KnownDifference = KnownDifference {
                  delivery limits releases nothing",
 };
 
-pub(super) const WAITING_CONSUMERS: KnownDifference = KnownDifference {
+pub(super) const CONSUMER_COUNTS: KnownDifference = KnownDifference {
+    name: "consumer-counts",
+    reason: "RabbitMQ's quorum queues count a dropped consumer until it has settled everything, and \
+             no consumer that waits for a single active one to go; over AMQP 0.9.1 a dropped \
+             consumer of a single active consumer queue keeps its place as long",
+    comparison: "on such queues the wire's count is exactly the one that follows from this",
+};
+
+pub(super) const DROPPED_SINGLE_ACTIVE: KnownDifference = KnownDifference {
     name: "dropped-single-active",
-    reason: "over AMQP 0.9.1 a dropped consumer of a single active consumer queue keeps its place \
-             at the broker until all it handed out is settled, which keeps the order",
-    comparison: "such consumers are counted on the side of the wire, each until its last delivery \
-                 is settled",
+    reason: "over AMQP 0.9.1 a dropped consumer of a single active consumer queue gives back what \
+             was not read by the end of its channel, which a quorum queue counts as failed",
+    comparison: "consumers of quorum queues with a single active consumer are not dropped",
+};
+
+pub(super) const DELETED_WITH_UNREAD: KnownDifference = KnownDifference {
+    name: "deleted-with-unread",
+    reason: "a consumer whose queue is deleted may have deliveries in advance, and whether it still \
+             hands them out is nobody's promise",
+    comparison: "what the reference hands out before its consumer ends is passed over when the \
+                 subject's has ended",
+};
+
+pub(super) const GONE_BEFORE_LOSS: KnownDifference = KnownDifference {
+    name: "gone-before-loss",
+    reason: "over a wire it cannot be known whether an auto-delete or exclusive thing went with the \
+             connection or before, so it is declared again",
+    comparison: "the declaring connection is lost only while all its exclusive and auto-delete \
+                 queues are there and it has declared no auto-delete exchange",
+};
+
+pub(super) const DELAYED_PUBLISH: KnownDifference = KnownDifference {
+    name: "delayed-publish",
+    reason: "without means of the broker the verdict on a delayed publish is that of the queue it \
+             waits in (capability `delayed_publish`)",
+    comparison: "a message is delayed only on its way to a queue that is there and does not refuse \
+                 publishes",
 };
 
 pub(super) const DELAYED_RETRY: KnownDifference = KnownDifference {
@@ -70,6 +106,13 @@ pub(super) const QUORUM_REJECT_PUBLISH: KnownDifference = KnownDifference {
     reason: "a quorum queue tells its publishers that it is full after it is, so that it takes \
              more than its maximum length; the in-memory broker does not",
     comparison: "only classic queues refuse publishes",
+};
+
+pub(super) const QUORUM_BYTES: KnownDifference = KnownDifference {
+    name: "quorum-bytes",
+    reason: "a quorum queue counts what it stores of a message, its properties included; the \
+             in-memory broker counts bodies",
+    comparison: "only classic queues have a maximum of bytes",
 };
 
 pub(super) const PRIORITY_LEVELS: KnownDifference = KnownDifference {

@@ -94,6 +94,12 @@ pub(super) fn program(seed: u64, means: Means) -> Program {
 }
 
 impl Generator {
+    /// The name of a queue that was declared, mostly.
+    fn a_queue(&mut self) -> &'static str {
+        let there = if self.dice.percent(95) { self.queues.len() } else { QUEUES.len() };
+        QUEUES[self.dice.below(there)]
+    }
+
     fn connection(&mut self) -> usize {
         usize::from(self.dice.percent(15))
     }
@@ -116,6 +122,9 @@ impl Generator {
         }
         for _ in 0..self.dice.below(5) {
             self.bind();
+        }
+        for _ in 0..self.dice.below(3) {
+            self.consume();
         }
     }
 
@@ -149,7 +158,7 @@ impl Generator {
         if self.dice.percent(30) {
             queue.max_length = Some(1 + self.dice.below(3) as u64);
         }
-        if self.dice.percent(10) {
+        if queue.kind == QueueKind::Classic && self.dice.percent(20) {
             queue.max_length_bytes = Some(6 + self.dice.below(8) as u64);
         }
         // On a quorum queue it is known to overshoot; see `quorum-reject-publish`.
@@ -237,17 +246,17 @@ impl Generator {
 
     fn step(&mut self) {
         match self.dice.below(100) {
-            0..=27 => self.publish(),
-            28..=39 => self.consume(),
-            40..=61 => self.receive(),
-            62..=83 => self.settle(),
+            0..=25 => self.publish(),
+            26..=34 => self.consume(),
+            35..=58 => self.receive(),
+            59..=83 => self.settle(),
             84..=86 => self.drop_consumer(),
             87 => {
-                let (connection, queue) = (self.connection(), self.dice.pick(&QUEUES).to_owned());
+                let (connection, queue) = (self.connection(), self.a_queue().to_owned());
                 self.steps.push(Step::Purge { connection, queue });
             }
             88 => {
-                let (connection, queue) = (self.connection(), self.dice.pick(&QUEUES).to_owned());
+                let (connection, queue) = (self.connection(), self.a_queue().to_owned());
                 self.steps.push(Step::Ask { connection, queue });
             }
             89..=90 => self.bind(),
@@ -271,7 +280,7 @@ impl Generator {
     fn publish_one(&mut self) {
         let to_queue = self.dice.percent(65);
         let address = if to_queue {
-            Address::queue(self.dice.pick(&QUEUES))
+            Address::queue(self.a_queue())
         } else if self.dice.percent(5) {
             Address::exchange(MISSING, "a")
         } else {
@@ -286,7 +295,7 @@ impl Generator {
             message.ttl = Some(if self.dice.percent(15) { Duration::ZERO } else { SHORT });
         } else if self.dice.percent(10) {
             message.ttl = Some(LONG);
-        } else if self.timed && self.means.delays && self.dice.percent(20) {
+        } else if self.timed && to_queue && self.means.delays && self.dice.percent(20) {
             delay = SHORT;
         }
         if self.means.priorities && self.dice.percent(40) {
@@ -305,7 +314,7 @@ impl Generator {
 
     fn consume(&mut self) {
         let connection = self.connection();
-        let queue = self.dice.pick(&QUEUES).to_owned();
+        let queue = self.a_queue().to_owned();
         let prefetch = self.dice.pick(&[1, 2, 3, 10]);
         let exclusive = self.dice.percent(8);
         self.steps.push(Step::Consume { connection, queue, prefetch, exclusive });

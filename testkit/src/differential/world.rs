@@ -5,12 +5,12 @@ use std::{
     time::Duration,
 };
 
-use postrider_core::{Consumer, Delivery, Queue, QueueKind, Topology};
+use postrider_core::{Address, Consumer, Delivery, ErrorKind, Overflow, Queue, QueueKind, Topology};
 use tokio::time::sleep;
 
 use super::{
     compare::Eyes,
-    differences::WAITING_CONSUMERS,
+    differences::{CONSUMER_COUNTS, DELETED_WITH_UNREAD},
     observe::{Counts, Seen, SeenDelivery, SeenMessage},
     program::{How, Program, SHORT, Step, WAIT},
     side::{Side, named, named_envelope, named_topology, receive},
@@ -63,8 +63,12 @@ pub(super) struct World<'a> {
     /// As they were declared last.
     queues: HashMap<String, Queue>,
     exchanges: BTreeSet<String>,
+    /// Whether one was declared that goes by itself, which nothing here would notice.
+    mortal_exchanges: bool,
+    /// The queues that were there after the last step.
+    there: BTreeSet<String>,
     readers: Vec<Reader>,
-    /// Readers of single active consumer queues that were dropped with deliveries held.
+    /// Readers that were dropped with deliveries held, and their queues.
     leaving: Vec<(usize, String)>,
     held: Vec<Held>,
     next_reader: usize,
@@ -82,6 +86,8 @@ impl<'a> World<'a> {
             pace,
             queues: HashMap::new(),
             exchanges: BTreeSet::new(),
+            mortal_exchanges: false,
+            there: BTreeSet::new(),
             readers: Vec::new(),
             leaving: Vec::new(),
             held: Vec::new(),
@@ -140,6 +146,9 @@ impl<'a> World<'a> {
                 )
             }
             Step::Publish { address, message, delay } => {
+                if !delay.is_zero() && !self.may_delay(address) {
+                    return Ok(None);
+                }
                 let envelope = || named_envelope(&prefix, address, message, *delay);
                 tokio::join!(self.reference.publish(envelope()), self.subject.publish(envelope()))
             }
@@ -158,7 +167,11 @@ impl<'a> World<'a> {
                 if self.readers.is_empty() {
                     return Ok(None);
                 }
-                let reader = self.readers.remove(consumer % self.readers.len());
+                let index = consumer % self.readers.len();
+                if self.counts_what_is_unread(&self.readers[index].queue) {
+                    return Ok(None);
+                }
+                let reader = self.readers.remove(index);
                 self.drop_reader(reader).await;
                 (Seen::Done, Seen::Done)
             }
@@ -171,8 +184,7 @@ impl<'a> World<'a> {
             }
             Step::Ask { connection, queue } => {
                 let (reference, subject) = self.counts(*connection, queue).await;
-                let forgiven = self.without_leaving(queue, subject);
-                (Seen::Info(reference), Seen::Info(forgiven))
+                (Seen::Info(self.as_told(queue, reference)), Seen::Info(subject))
             }
             Step::Lose { connection } => return Ok(self.lose(*connection).await),
         }))
@@ -188,13 +200,26 @@ impl<'a> World<'a> {
             for queue in &topology.queues {
                 self.queues.insert(queue.name.to_string(), queue.clone());
             }
+            self.mortal_exchanges |= topology.exchanges.iter().any(|known| known.auto_delete);
             self.exchanges.extend(topology.exchanges.iter().map(|known| known.name.to_string()));
         }
         seen
     }
 
+    /// Whether a delayed publish has the same verdict on both sides.
+    fn may_delay(&self, address: &Address) -> bool {
+        let queue = self.queues.get(address.routing_key());
+        self.there.contains(address.routing_key())
+            && queue.is_some_and(|queue| queue.overflow == Overflow::DropHead)
+    }
+
     fn is_single_active(&self, queue: &str) -> bool {
         self.queues.get(queue).is_some_and(|queue| queue.single_active_consumer)
+    }
+
+    /// Whether a dropped consumer's unread deliveries count as failed; see `dropped-single-active`.
+    fn counts_what_is_unread(&self, queue: &str) -> bool {
+        self.is_single_active(queue) && self.queues[queue].kind == QueueKind::Quorum
     }
 
     async fn consume(
@@ -243,6 +268,14 @@ impl<'a> World<'a> {
                 break;
             }
             let (shown, subject) = receive(&mut reader.subject, PATIENCE, &self.prefix).await;
+            let mut seen = seen;
+            if shown == SeenDelivery::End(Some(ErrorKind::NotFound)) {
+                // What the reference had handed to the stream when the queue was deleted.
+                while matches!(seen, SeenDelivery::Message(_)) {
+                    self.course.forgiven.push(DELETED_WITH_UNREAD.name);
+                    seen = receive(&mut reader.reference, AT_ONCE, &self.prefix).await.0;
+                }
+            }
             reader.ended = matches!(seen, SeenDelivery::End(_));
             if let (SeenDelivery::Message(seen), Some(reference), Some(subject)) =
                 (&seen, reference, subject)
@@ -302,7 +335,7 @@ impl<'a> World<'a> {
 
     async fn drop_reader(&mut self, reader: Reader) {
         let holds = self.held.iter().any(|held| held.reader == reader.id);
-        if holds && !reader.ended && self.is_single_active(&reader.queue) {
+        if holds && !reader.ended {
             self.leaving.push((reader.id, reader.queue.clone()));
         }
         drop(reader);
@@ -334,6 +367,9 @@ impl<'a> World<'a> {
                 return None;
             }
         }
+        if connection == 0 && self.lacks_mortal_things() {
+            return None;
+        }
         let (kept, lost): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.held).into_iter().partition(|held| held.connection != connection);
         self.held = kept;
@@ -343,6 +379,13 @@ impl<'a> World<'a> {
         drop(lost);
         sleep(self.pace).await;
         Some(seen)
+    }
+
+    /// Whether something may have gone that the subject would declare again.
+    fn lacks_mortal_things(&self) -> bool {
+        let mortal = |queue: &Queue| queue.exclusive || queue.auto_delete;
+        self.mortal_exchanges
+            || self.queues.iter().any(|(name, queue)| mortal(queue) && !self.there.contains(name))
     }
 
     // Counts
@@ -355,28 +398,35 @@ impl<'a> World<'a> {
         )
     }
 
-    /// The subject's counts without the consumers that only wait for their last settlements.
-    fn without_leaving(&self, queue: &str, counts: Counts) -> Counts {
-        let leaving = self.leaving.iter().filter(|(_, known)| known == queue).count() as u32;
-        match counts {
-            Counts::There { ready, consumers } => {
-                Counts::There { ready, consumers: consumers.saturating_sub(leaving) }
-            }
-            other => other,
+    /// The reference's counts as the subject tells them, as far as the two are known to differ.
+    fn as_told(&self, queue: &str, counts: Counts) -> Counts {
+        let Counts::There { ready, mut consumers } = counts else { return counts };
+        let is_quorum = self.queues.get(queue).is_some_and(|queue| queue.kind == QueueKind::Quorum);
+        if is_quorum && self.is_single_active(queue) {
+            consumers = consumers.min(1);
         }
+        if is_quorum || self.is_single_active(queue) {
+            let leaving = self.leaving.iter().filter(|(_, known)| known == queue).count();
+            consumers += u32::try_from(leaving).unwrap_or(u32::MAX);
+        }
+        Counts::There { ready, consumers }
     }
 
     /// Waits until both sides have the same counts.
     async fn agree(&mut self) -> Result<(), String> {
+        self.there.clear();
         let names: BTreeSet<_> = self.queues.keys().cloned().collect();
         for queue in &names {
             let deadline = self.subject.env().now() + PATIENCE;
             loop {
                 let (reference, subject) = self.counts(0, queue).await;
-                let forgiven = self.without_leaving(queue, subject);
-                if reference == forgiven {
-                    if forgiven != subject {
-                        self.course.forgiven.push(WAITING_CONSUMERS.name);
+                let expected = self.as_told(queue, reference);
+                if subject == expected {
+                    if reference != Counts::Missing {
+                        self.there.insert(queue.clone());
+                    }
+                    if subject != reference {
+                        self.course.forgiven.push(CONSUMER_COUNTS.name);
                     }
                     break;
                 }
