@@ -113,19 +113,19 @@ impl Pair for MemoryAndRabbitMq {
     }
 }
 
-async fn compare(name: &'static str, variable: &str) {
+fn compare(name: &'static str, variable: &str) {
     let url = std::env::var(variable).unwrap_or_else(|_| {
         panic!("{variable} is not set; start the brokers by `eval \"$(scripts/brokers up --all)\"`")
     });
-    differential::run(&MemoryAndRabbitMq { name, url }, Plan::from_env(PROGRAMS)).await;
+    differential::run(&MemoryAndRabbitMq { name, url }, Plan::from_env(PROGRAMS));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn memory_and_rabbitmq_4_3_do_the_same() {
-    compare("memory and rabbitmq-4.3", "POSTRIDER_AMQP_URL").await;
+#[test]
+fn memory_and_rabbitmq_4_3_do_the_same() {
+    compare("memory and rabbitmq-4.3", "POSTRIDER_AMQP_URL");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn memory_and_rabbitmq_4_0_do_the_same() {
-    compare("memory and rabbitmq-4.0", "POSTRIDER_AMQP_URL_40").await;
+#[test]
+fn memory_and_rabbitmq_4_0_do_the_same() {
+    compare("memory and rabbitmq-4.0", "POSTRIDER_AMQP_URL_40");
 }

@@ -320,9 +320,8 @@ impl Shared {
             return;
         };
         let (envelope, deaths) = dead_letter(
-            &entry.envelope,
-            entry.deaths.as_deref(),
-            &queue.name,
+            &entry,
+            queue,
             target,
             reason,
             text,

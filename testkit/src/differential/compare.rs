@@ -3,7 +3,7 @@
 use postrider_core::{Capabilities, QueueKind};
 
 use super::{
-    differences::{CLASSIC_COUNTS, COUNTED_RELEASE, REJECT_REASON},
+    differences::{CLASSIC_COUNTS, COUNTED_RELEASE, DEAD_LETTER_COUNTS, REJECT_REASON},
     observe::{Seen, SeenDelivery, SeenMessage},
 };
 
@@ -60,8 +60,20 @@ impl Eyes<'_> {
                 forgiven.push(REJECT_REASON.name);
             }
         }
+        let inexact = kind == QueueKind::Classic && !self.subject.exact_attempts;
+        let is_dead = one.headers.iter().any(|(name, _)| name == "x-death");
+        if is_dead && one.attempt != other.attempt {
+            // Deliveries before the death shine through.
+            let shown = match kind {
+                QueueKind::Classic => 2,
+                _ => one.attempt.max(other.failures + 1),
+            };
+            if other.attempt == shown && other.redelivered && shown > one.attempt {
+                forgiven.push(DEAD_LETTER_COUNTS.name);
+                (other.attempt, other.redelivered) = (one.attempt, one.redelivered);
+            }
+        }
         if (one.attempt, one.failures) != (other.attempt, other.failures) {
-            let inexact = kind == QueueKind::Classic && !self.subject.exact_attempts;
             let counts_releases = kind == QueueKind::Quorum
                 && self.reference.uncounted_release
                 && !self.subject.uncounted_release;

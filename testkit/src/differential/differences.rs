@@ -15,6 +15,7 @@ pub struct KnownDifference {
 pub const DIFFERENCES: &[KnownDifference] = &[
     REJECT_REASON,
     CLASSIC_COUNTS,
+    DEAD_LETTER_COUNTS,
     COUNTED_RELEASE,
     CONSUMER_COUNTS,
     DROPPED_SINGLE_ACTIVE,
@@ -45,6 +46,14 @@ pub(super) const CLASSIC_COUNTS: KnownDifference = KnownDifference {
                  the exact side counts",
 };
 
+pub(super) const DEAD_LETTER_COUNTS: KnownDifference = KnownDifference {
+    name: "dead-letter-counts",
+    reason: "RabbitMQ tells a dead letter as redelivered from the first time on when it was \
+             redelivered or failed in its first queue",
+    comparison: "a dead letter may be told as redelivered, on a classic queue with attempt 2, on a \
+                 quorum queue with an attempt one more than its failures, where that is more",
+};
+
 pub(super) const COUNTED_RELEASE: KnownDifference = KnownDifference {
     name: "counted-release",
     reason: "before 4.3 RabbitMQ counts each return toward the delivery limit (capability \
@@ -56,16 +65,16 @@ pub(super) const COUNTED_RELEASE: KnownDifference = KnownDifference {
 pub(super) const CONSUMER_COUNTS: KnownDifference = KnownDifference {
     name: "consumer-counts",
     reason: "RabbitMQ's quorum queues count a dropped consumer until it has settled everything, and \
-             no consumer that waits for a single active one to go; over AMQP 0.9.1 a dropped \
-             consumer of a single active consumer queue keeps its place as long",
-    comparison: "on such queues the wire's count is exactly the one that follows from this",
+             no consumer that waits for a single active one to go",
+    comparison: "on quorum queues the wire's count is exactly the one that follows from this",
 };
 
 pub(super) const DROPPED_SINGLE_ACTIVE: KnownDifference = KnownDifference {
     name: "dropped-single-active",
-    reason: "over AMQP 0.9.1 a dropped consumer of a single active consumer queue gives back what \
-             was not read by the end of its channel, which a quorum queue counts as failed",
-    comparison: "consumers of quorum queues with a single active consumer are not dropped",
+    reason: "over AMQP 0.9.1 a dropped consumer of a single active consumer queue keeps its place \
+             at the broker until all it handed out is settled, is sent messages until then, and \
+             gives them back by the end of its channel, which a quorum queue counts as failed",
+    comparison: "consumers of queues with a single active consumer are not dropped",
 };
 
 pub(super) const DELETED_WITH_UNREAD: KnownDifference = KnownDifference {

@@ -4,16 +4,17 @@ use std::{
     collections::{BTreeMap, HashSet},
     env, fmt,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
     },
+    thread,
     time::Duration,
 };
 
 use async_trait::async_trait;
 use futures_util::future;
 use postrider_core::{Env, Result};
-use tokio::time;
+use tokio::{runtime::Builder, time};
 
 use super::{
     generate::{self, Means},
@@ -24,14 +25,14 @@ use super::{
 };
 use crate::harness::TestBroker;
 
-/// How many programs run beside each other.
+/// How many programs run beside each other, each on a thread and a runtime of its own.
 const WORKERS: u64 = 32;
 
 /// How many failing programs are enough.
 const ENOUGH_FAILURES: usize = 5;
 
 /// How often a program is run to make it shorter.
-const SHRINKING: usize = 80;
+const SHRINKING: usize = 150;
 
 /// How long the subject has for what it does not confirm, and how long when a program is run again.
 const PACE: Duration = Duration::from_millis(15);
@@ -97,6 +98,7 @@ impl Plan {
 /// What all programs came to.
 #[derive(Debug, Default)]
 struct Tally {
+    programs: usize,
     deliveries: usize,
     steps: usize,
     again: usize,
@@ -108,8 +110,9 @@ impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} steps, {} deliveries compared, {} programs run again slowly, forgiven: {:?}",
-            self.steps, self.deliveries, self.again, self.forgiven
+            "{} programs, {} steps, {} deliveries compared, {} programs run again slowly, \
+             forgiven: {:?}",
+            self.programs, self.steps, self.deliveries, self.again, self.forgiven
         )
     }
 }
@@ -120,34 +123,45 @@ impl fmt::Display for Tally {
 ///
 /// When a broker cannot be reached, and when programs fail: with each of them, its seed and the
 /// difference.
-pub async fn run(pair: &dyn Pair, plan: Plan) {
+pub fn run(pair: &dyn Pair, plan: Plan) {
     let next = AtomicU64::new(0);
-    let done = AtomicUsize::new(0);
     let tally = Mutex::new(Tally::default());
-    let worker = async || -> Result<()> {
-        let mut bench = Bench::open(pair).await?;
-        loop {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= plan.programs || lock(&tally).failures.len() >= ENOUGH_FAILURES {
-                break;
-            }
-            let program = generate::program(plan.seed + number, bench.means());
-            bench.judge(pair, program, &tally).await?;
-            done.fetch_add(1, Ordering::Relaxed);
+    thread::scope(|scope| {
+        for _ in 0..WORKERS.min(plan.programs) {
+            scope.spawn(|| {
+                let runtime = Builder::new_current_thread().enable_all().build();
+                let runtime = runtime.expect("a runtime for a worker");
+                let ended = runtime.block_on(work(pair, plan, &next, &tally));
+                ended.unwrap_or_else(|error| panic!("{}: {error}", pair.name()));
+            });
         }
-        bench.close().await;
-        Ok(())
-    };
-    let workers = (0..WORKERS.min(plan.programs)).map(|_| worker());
-    let ended = future::try_join_all(workers).await;
-    ended.unwrap_or_else(|error| panic!("{}: {error}", pair.name()));
-    let tally = tally.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let done = done.into_inner();
-    eprintln!("{}: {done} programs from seed {}, {tally}", pair.name(), plan.seed);
+    });
+    let tally = lock(&tally);
+    eprintln!("{}: from seed {}: {tally}", pair.name(), plan.seed);
     assert!(tally.failures.is_empty(), "{}:\n\n{}", pair.name(), tally.failures.join("\n\n"));
 }
 
-fn lock(tally: &Mutex<Tally>) -> std::sync::MutexGuard<'_, Tally> {
+/// Runs one program after the other until all are taken or enough have failed.
+async fn work(
+    pair: &dyn Pair,
+    plan: Plan,
+    next: &AtomicU64,
+    tally: &Mutex<Tally>,
+) -> Result<()> {
+    let mut bench = Bench::open(pair).await?;
+    loop {
+        let number = next.fetch_add(1, Ordering::Relaxed);
+        if number >= plan.programs || lock(tally).failures.len() >= ENOUGH_FAILURES {
+            break;
+        }
+        let program = generate::program(plan.seed + number, bench.means());
+        bench.judge(pair, program, tally).await?;
+    }
+    bench.close().await;
+    Ok(())
+}
+
+fn lock(tally: &Mutex<Tally>) -> MutexGuard<'_, Tally> {
     tally.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -185,6 +199,7 @@ impl Bench {
             lock(tally).again += 1;
             outcome = self.run(&program, SLOW_PACE).await;
         }
+        lock(tally).programs += 1;
         match outcome {
             Ok(course) => {
                 let mut tally = lock(tally);

@@ -168,7 +168,7 @@ impl<'a> World<'a> {
                     return Ok(None);
                 }
                 let index = consumer % self.readers.len();
-                if self.counts_what_is_unread(&self.readers[index].queue) {
+                if self.is_single_active(&self.readers[index].queue) {
                     return Ok(None);
                 }
                 let reader = self.readers.remove(index);
@@ -215,11 +215,6 @@ impl<'a> World<'a> {
 
     fn is_single_active(&self, queue: &str) -> bool {
         self.queues.get(queue).is_some_and(|queue| queue.single_active_consumer)
-    }
-
-    /// Whether a dropped consumer's unread deliveries count as failed; see `dropped-single-active`.
-    fn counts_what_is_unread(&self, queue: &str) -> bool {
-        self.is_single_active(queue) && self.queues[queue].kind == QueueKind::Quorum
     }
 
     async fn consume(
@@ -326,11 +321,12 @@ impl<'a> World<'a> {
         let by_name = held.seen.exchange.is_empty() && held.seen.routing_key == held.queue;
         let endless = held.seen.ttl.is_none()
             && self.queues.get(&held.queue).is_some_and(|queue| queue.message_ttl.is_none());
+        let readers = self.readers.iter().filter(|reader| reader.queue == held.queue).count();
         alone
             && by_name
             && endless
+            && readers < 2
             && self.counts(0, &held.queue).await.0.ready() == 0
-            && self.readers.iter().filter(|reader| reader.queue == held.queue).count() < 2
     }
 
     async fn drop_reader(&mut self, reader: Reader) {
@@ -401,11 +397,10 @@ impl<'a> World<'a> {
     /// The reference's counts as the subject tells them, as far as the two are known to differ.
     fn as_told(&self, queue: &str, counts: Counts) -> Counts {
         let Counts::There { ready, mut consumers } = counts else { return counts };
-        let is_quorum = self.queues.get(queue).is_some_and(|queue| queue.kind == QueueKind::Quorum);
-        if is_quorum && self.is_single_active(queue) {
-            consumers = consumers.min(1);
-        }
-        if is_quorum || self.is_single_active(queue) {
+        if self.queues.get(queue).is_some_and(|queue| queue.kind == QueueKind::Quorum) {
+            if self.is_single_active(queue) {
+                consumers = consumers.min(1);
+            }
             let leaving = self.leaving.iter().filter(|(_, known)| known == queue).count();
             consumers += u32::try_from(leaving).unwrap_or(u32::MAX);
         }

@@ -123,14 +123,23 @@ impl Lanes {
         Some(entry)
     }
 
-    /// Takes a message whose time is over and that is at the front of its priority, or of what came
-    /// back, as RabbitMQ expires them.
+    /// Where messages expire, as in RabbitMQ: in a classic queue at its front, in a quorum queue at
+    /// the front of each priority and of what came back.
+    fn fronts(&self) -> impl Iterator<Item = &Entry> {
+        let lanes = if self.kind == QueueKind::Quorum { usize::MAX } else { 1 };
+        let fresh = self.lanes.iter().filter_map(|(_, lane)| lane.front()).take(lanes);
+        self.returned.front().into_iter().chain(fresh)
+    }
+
+    /// Takes a message whose time is over and that is at a front.
     pub(crate) fn pop_expired(&mut self, now: Instant) -> Option<Entry> {
         let over = |entry: &Entry| entry.expires.is_some_and(|expires| expires <= now);
-        let entry = if self.returned.front().is_some_and(over) {
+        let position = self.fronts().find(|entry| over(entry))?.position;
+        let is_it = |front: &Entry| front.position == position;
+        let entry = if self.returned.front().is_some_and(is_it) {
             self.returned.pop_front()?
         } else {
-            let lane = self.lanes.iter_mut().find(|(_, lane)| lane.front().is_some_and(over))?;
+            let lane = self.lanes.iter_mut().find(|(_, lane)| lane.front().is_some_and(is_it))?;
             lane.1.pop()?
         };
         self.len -= 1;
@@ -140,8 +149,7 @@ impl Lanes {
 
     /// When the next message expires.
     pub(crate) fn next_expiry(&self) -> Option<Instant> {
-        let fronts = self.lanes.iter().filter_map(|(_, lane)| lane.front());
-        fronts.chain(self.returned.front()).filter_map(|entry| entry.expires).min()
+        self.fronts().filter_map(|entry| entry.expires).min()
     }
 
     /// Keeps the messages that `keep` says and gives how many went, and their weight.

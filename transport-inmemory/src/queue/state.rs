@@ -117,7 +117,10 @@ impl State {
             position: 0,
             expires: None,
             attempts: 0,
-            failures: 0,
+            failures: match (&deaths, self.spec.kind) {
+                (Some(deaths), QueueKind::Quorum) => deaths.failures,
+                _ => 0,
+            },
             deaths,
             envelope,
         };

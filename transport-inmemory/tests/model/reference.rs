@@ -244,7 +244,7 @@ impl Queue {
         self.ready.push(entry);
         self.dispatch(spec, now);
         if ttl.is_some() {
-            self.expire(now);
+            self.expire(spec, now);
         }
         self.enforce_length(spec);
     }
@@ -283,8 +283,12 @@ impl Queue {
         }
     }
 
-    /// Where messages expire: at the front of each priority, and of what came back to a quorum queue.
-    fn fronts(&self) -> Vec<usize> {
+    /// Where messages expire: at the front of a classic queue, and in a quorum queue at the front of
+    /// each priority and of what came back.
+    fn fronts(&self, spec: &Spec) -> Vec<usize> {
+        if spec.max_priority.is_some() {
+            return self.front().into_iter().collect();
+        }
         let all = || 0..self.ready.len();
         let of_priority = |priority| {
             let fresh = |index: &usize| {
@@ -297,9 +301,9 @@ impl Queue {
         returned.into_iter().chain((0..=u8::MAX).rev().filter_map(of_priority)).collect()
     }
 
-    fn expire(&mut self, now: u64) {
+    fn expire(&mut self, spec: &Spec, now: u64) {
         let over = |entry: &Entry| entry.expires.is_some_and(|expires| expires <= now);
-        while let Some(front) = self.fronts().into_iter().find(|index| over(&self.ready[*index])) {
+        while let Some(front) = self.fronts(spec).into_iter().find(|index| over(&self.ready[*index])) {
             let entry = self.ready.remove(front);
             self.dying.push(entry);
         }
@@ -351,8 +355,8 @@ impl Queue {
         }
     }
 
-    fn next_event(&self) -> Option<u64> {
-        let fronts = self.fronts().into_iter().filter_map(|index| self.ready[index].expires);
+    fn next_event(&self, spec: &Spec) -> Option<u64> {
+        let fronts = self.fronts(spec).into_iter().filter_map(|index| self.ready[index].expires);
         fronts.chain(self.delayed.iter().map(|delayed| delayed.due)).min()
     }
 
@@ -367,7 +371,7 @@ impl Queue {
                 self.enqueue(spec, entry, now);
             }
         }
-        self.expire(now);
+        self.expire(spec, now);
     }
 }
 
@@ -397,7 +401,9 @@ impl Model {
     fn bury(&mut self, queue: usize) {
         for dead in std::mem::take(&mut self.queues[queue].dying) {
             if let Some(target) = QUEUES[queue].dead {
-                let entry = Entry::new(dead.id, dead.asked_priority, None);
+                let mut entry = Entry::new(dead.id, dead.asked_priority, None);
+                // All queues with dead letters and all targets are quorum queues.
+                entry.failures = dead.failures;
                 self.queues[target].admit(&QUEUES[target], entry, 0, self.now);
             }
         }
@@ -406,7 +412,7 @@ impl Model {
     fn pass_time(&mut self, until: u64) {
         loop {
             let next = (0..QUEUES.len())
-                .filter_map(|queue| Some((self.queues[queue].next_event()?, queue)))
+                .filter_map(|queue| Some((self.queues[queue].next_event(&QUEUES[queue])?, queue)))
                 .min()
                 .filter(|(at, _)| *at <= until);
             let Some((at, queue)) = next else { break };
