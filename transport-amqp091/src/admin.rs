@@ -11,8 +11,8 @@ use lapin::{
     types::FieldTable,
 };
 use postrider_core::{
-    Action, Binding, Difference, Entity, Error, ErrorKind, Exchange, Plan, Queue, QueueInfo, Result, Step,
-    Target, Topology, check_name,
+    Action, Binding, Difference, Entity, Error, ErrorKind, Exchange, Plan, Queue, QueueInfo,
+    Result, Step, Target, Topology, check_name,
 };
 use tokio::time::{Instant, sleep};
 
@@ -193,7 +193,8 @@ impl<'a> Admin<'a> {
             // Another connection's exclusive queue would have been locked to the question too: this
             // one is nobody's, and the broker has no other word for it.
             Err(error) if error.kind() == ErrorKind::Locked => {
-                let difference = Difference::between("exclusive", &queue.exclusive, &!queue.exclusive);
+                let difference =
+                    Difference::between("exclusive", &queue.exclusive, &!queue.exclusive);
                 difference.map(Action::Conflict).ok_or(error)
             }
             declared => conflict_of(declared),

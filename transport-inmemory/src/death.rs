@@ -3,9 +3,9 @@
 use std::{borrow::Cow, sync::Arc};
 
 use chrono::{DateTime, Utc};
-use postrider_core::{Address, DeadLetter, Envelope, HeaderValue, Headers, QueueKind};
+use postrider_core::{Address, DeadLetter, Envelope, HeaderValue, Headers};
 
-use crate::queue::{Entry, Queue};
+use crate::queue::Entry;
 
 /// Why a message left its queue without being acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,8 +34,8 @@ impl Reason {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Deaths {
     list: Vec<Death>,
-    /// The failures that it had when it last left a quorum queue. The next quorum queue goes on
-    /// counting from them, as RabbitMQ 4.3 does.
+    /// The failures that it had at its last death. The next queue goes on counting from them, as
+    /// RabbitMQ 4.3 does.
     pub(crate) failures: u32,
 }
 
@@ -55,11 +55,13 @@ impl Deaths {
     /// there before, and since then nobody has rejected it (RabbitMQ's rule).
     pub(crate) fn is_cycle(&self, queue: &str) -> bool {
         let before = self.list.iter().position(|death| &*death.queue == queue);
-        before.is_some_and(|at| self.list[..=at].iter().all(|death| death.reason != Reason::Rejected))
+        before
+            .is_some_and(|at| self.list[..=at].iter().all(|death| death.reason != Reason::Rejected))
     }
 
     fn add(&mut self, queue: &Arc<str>, reason: Reason, envelope: &Envelope, time: DateTime<Utc>) {
-        let known = self.list.iter().position(|death| death.queue == *queue && death.reason == reason);
+        let known =
+            self.list.iter().position(|death| death.queue == *queue && death.reason == reason);
         let death = if let Some(index) = known {
             let mut death = self.list.remove(index);
             death.count += 1;
@@ -120,7 +122,7 @@ impl Deaths {
 /// Its time to live is taken off, so that it does not expire again where it goes.
 pub(crate) fn dead_letter(
     entry: &Entry,
-    queue: &Queue,
+    queue: &Arc<str>,
     target: &DeadLetter,
     reason: Reason,
     text: Option<Cow<'static, str>>,
@@ -128,10 +130,8 @@ pub(crate) fn dead_letter(
 ) -> (Envelope, Deaths) {
     let envelope = &entry.envelope;
     let mut deaths = entry.deaths.as_deref().cloned().unwrap_or_default();
-    deaths.add(&queue.name, reason, envelope, time);
-    if queue.spec.kind == QueueKind::Quorum {
-        deaths.failures = entry.failures;
-    }
+    deaths.add(queue, reason, envelope, time);
+    deaths.failures = entry.failures;
 
     let mut message = envelope.message.clone();
     message.ttl = None;

@@ -61,29 +61,23 @@ impl Eyes<'_> {
             }
         }
         let inexact = kind == QueueKind::Classic && !self.subject.exact_attempts;
+        let counts_returns = kind == QueueKind::Quorum
+            && self.reference.uncounted_release
+            && !self.subject.uncounted_release;
         let is_dead = one.headers.iter().any(|(name, _)| name == "x-death");
-        if is_dead && one.attempt != other.attempt {
-            // Deliveries before the death shine through.
-            let shown = match kind {
-                QueueKind::Classic => 2,
-                _ => one.attempt.max(other.failures + 1),
-            };
-            if other.attempt == shown && other.redelivered && shown > one.attempt {
-                forgiven.push(DEAD_LETTER_COUNTS.name);
-                (other.attempt, other.redelivered) = (one.attempt, one.redelivered);
-            }
+        // Deliveries before the death shine through.
+        let shining = other.failures.max(u32::from(inexact)) + 1;
+        if is_dead && other.redelivered && other.attempt > one.attempt && other.attempt == shining {
+            forgiven.push(DEAD_LETTER_COUNTS.name);
+            (other.attempt, other.redelivered) = (one.attempt, one.redelivered);
         }
         if (one.attempt, one.failures) != (other.attempt, other.failures) {
-            let counts_releases = kind == QueueKind::Quorum
-                && self.reference.uncounted_release
-                && !self.subject.uncounted_release;
+            let least = if is_dead { 0 } else { one.failures };
             if inexact && other.failures <= one.failures {
                 forgiven.push(CLASSIC_COUNTS.name);
                 (one.attempt, other.attempt) = (one.attempt.min(2), other.attempt.min(2));
                 other.failures = one.failures;
-            } else if counts_releases
-                && (one.failures..other.attempt).contains(&other.failures)
-            {
+            } else if counts_returns && (least..subject.attempt).contains(&other.failures) {
                 forgiven.push(COUNTED_RELEASE.name);
                 other.failures = one.failures;
             }

@@ -17,12 +17,15 @@ pub const DIFFERENCES: &[KnownDifference] = &[
     CLASSIC_COUNTS,
     DEAD_LETTER_COUNTS,
     COUNTED_RELEASE,
+    UNLIMITED_RETURN,
+    DEATHS_AT_ONCE,
     CONSUMER_COUNTS,
     DROPPED_SINGLE_ACTIVE,
     DELETED_WITH_UNREAD,
     GONE_BEFORE_LOSS,
     DELAYED_RETRY,
     DELAYED_PUBLISH,
+    OVERTAKING_EXPIRY,
     QUORUM_REJECT_PUBLISH,
     QUORUM_BYTES,
     PRIORITY_LEVELS,
@@ -49,17 +52,30 @@ pub(super) const CLASSIC_COUNTS: KnownDifference = KnownDifference {
 pub(super) const DEAD_LETTER_COUNTS: KnownDifference = KnownDifference {
     name: "dead-letter-counts",
     reason: "RabbitMQ tells a dead letter as redelivered from the first time on when it was \
-             redelivered or failed in its first queue",
-    comparison: "a dead letter may be told as redelivered, on a classic queue with attempt 2, on a \
-                 quorum queue with an attempt one more than its failures, where that is more",
+             redelivered in its first queue, and its attempt is read from that",
+    comparison: "a dead letter may be told as redelivered with an attempt one more than its \
+                 failures (on a classic queue, at least 2), where that is more than it should be",
 };
 
 pub(super) const COUNTED_RELEASE: KnownDifference = KnownDifference {
     name: "counted-release",
-    reason: "before 4.3 RabbitMQ counts each return toward the delivery limit (capability \
-             `uncounted_release`)",
-    comparison: "failures are at least the exact side's and less than the attempt; a program with \
-                 delivery limits releases nothing",
+    reason: "before 4.3 RabbitMQ counts each return toward the delivery limit, and a dead letter of \
+             a quorum queue as failed once (capability `uncounted_release`)",
+    comparison: "failures are at least the exact side's, or anything for dead letters, and less \
+                 than the attempt; a program with delivery limits releases nothing, and its quorum \
+                 queues have no dead letters",
+};
+
+pub(super) const UNLIMITED_RETURN: KnownDifference = KnownDifference {
+    name: "unlimited-return",
+    reason: "before 4.3 a quorum queue without a delivery limit puts what comes back last",
+    comparison: "where a release is counted, quorum queues have a delivery limit that is not reached",
+};
+
+pub(super) const DEATHS_AT_ONCE: KnownDifference = KnownDifference {
+    name: "deaths-at-once",
+    reason: "the dead letters of several queues that one publish fills come in any order",
+    comparison: "one queue of a program has dead letters for what dies of length or time",
 };
 
 pub(super) const CONSUMER_COUNTS: KnownDifference = KnownDifference {
@@ -104,10 +120,18 @@ pub(super) const DELAYED_PUBLISH: KnownDifference = KnownDifference {
 pub(super) const DELAYED_RETRY: KnownDifference = KnownDifference {
     name: "delayed-retry",
     reason: "without means of the broker a retry with a delay is a copy that is published to the \
-             queue anew (capability `delayed_retry`): it comes back last, without its time to live \
-             and its first address",
+             queue anew (capability `delayed_retry`): it comes back last, without its time to \
+             live, its first address and the record of its deaths",
     comparison: "a delivery is retried later only where nothing else of its queue is ready or \
-                 unsettled, it was published to the queue by name, and it has no time to live",
+                 unsettled, it was published to the queue by name, has no time to live, and is no \
+                 dead letter",
+};
+
+pub(super) const OVERTAKING_EXPIRY: KnownDifference = KnownDifference {
+    name: "overtaking-expiry",
+    reason: "RabbitMQ's classic queues look for what has expired at their front when a message comes \
+             to an empty queue, and do not notice one that gets to the front by its priority",
+    comparison: "in classic queues with priorities, messages with a short time to live have none",
 };
 
 pub(super) const QUORUM_REJECT_PUBLISH: KnownDifference = KnownDifference {

@@ -13,21 +13,23 @@ const QUEUES: [&str; 4] = ["q0", "q1", "q2", "q3"];
 const EXCHANGES: [&str; 3] = ["x0", "x1", "x2"];
 const KEYS: [&str; 4] = ["a", "a.b", "b.c", "a.b.c"];
 const PATTERNS: [&str; 5] = ["a", "a.*", "#", "*.b.#", "a.b"];
+/// A delivery limit that no program reaches.
+const UNREACHED: u32 = 1_000;
 const MISSING: &str = "nowhere";
 
 /// Random choices from a seed.
 struct Dice(Env);
 
 impl Dice {
-    fn below(&mut self, end: usize) -> usize {
+    fn below(&self, end: usize) -> usize {
         (self.0.random() % end as u64) as usize
     }
 
-    fn percent(&mut self, chance: usize) -> bool {
+    fn percent(&self, chance: usize) -> bool {
         self.below(100) < chance
     }
 
-    fn pick<T: Clone>(&mut self, from: &[T]) -> T {
+    fn pick<T: Clone>(&self, from: &[T]) -> T {
         from[self.below(from.len())].clone()
     }
 }
@@ -62,6 +64,8 @@ struct Generator {
     /// Whether quorum queues have delivery limits; where a release counts, then nothing is
     /// released.
     limited: bool,
+    /// The one queue with dead letters for what dies of length or time.
+    mortal: Option<String>,
     queues: Vec<Queue>,
     exchanges: Vec<Exchange>,
     bindings: Vec<Binding>,
@@ -71,7 +75,7 @@ struct Generator {
 
 /// The program of `seed`.
 pub(super) fn program(seed: u64, means: Means) -> Program {
-    let mut dice = Dice(Env::simulated(seed));
+    let dice = Dice(Env::simulated(seed));
     let timed = dice.percent(30);
     let limited = dice.percent(if means.uncounted_release { 70 } else { 30 });
     let mut generator = Generator {
@@ -79,6 +83,7 @@ pub(super) fn program(seed: u64, means: Means) -> Program {
         means,
         timed,
         limited,
+        mortal: None,
         queues: Vec::new(),
         exchanges: Vec::new(),
         bindings: Vec::new(),
@@ -95,12 +100,12 @@ pub(super) fn program(seed: u64, means: Means) -> Program {
 
 impl Generator {
     /// The name of a queue that was declared, mostly.
-    fn a_queue(&mut self) -> &'static str {
+    fn a_queue(&self) -> &'static str {
         let there = if self.dice.percent(95) { self.queues.len() } else { QUEUES.len() };
         QUEUES[self.dice.below(there)]
     }
 
-    fn connection(&mut self) -> usize {
+    fn connection(&self) -> usize {
         usize::from(self.dice.percent(15))
     }
 
@@ -128,7 +133,7 @@ impl Generator {
         }
     }
 
-    fn exchange(&mut self, name: &'static str) -> Exchange {
+    fn exchange(&self, name: &'static str) -> Exchange {
         let kind = self.dice.pick(&[
             ExchangeKind::Direct,
             ExchangeKind::Topic,
@@ -147,12 +152,9 @@ impl Generator {
     }
 
     fn queue(&mut self, name: &'static str) -> Queue {
-        let mut queue = if self.dice.percent(50) {
-            self.quorum(name)
-        } else {
-            self.classic(name)
-        };
-        if self.dice.percent(50) {
+        let mut queue = if self.dice.percent(50) { self.quorum(name) } else { self.classic(name) };
+        let may_die = queue.kind == QueueKind::Classic || self.releases();
+        if may_die && self.dice.percent(50) {
             queue.dead_letter = Some(self.dead_letter());
         }
         if self.dice.percent(30) {
@@ -169,8 +171,18 @@ impl Generator {
         let has_ttl = self.queues.iter().any(|known| known.message_ttl == Some(SHORT));
         if self.timed && !has_ttl && self.dice.percent(40) {
             queue.message_ttl = Some(SHORT);
+            queue.max_priority = None;
         } else if self.dice.percent(15) {
             queue.message_ttl = Some(LONG);
+        }
+        let dies = queue.max_length.is_some()
+            || queue.max_length_bytes.is_some()
+            || queue.message_ttl == Some(SHORT);
+        if dies && queue.dead_letter.is_some() {
+            match &self.mortal {
+                Some(known) if *known != queue.name => queue.dead_letter = None,
+                _ => self.mortal = Some(queue.name.to_string()),
+            }
         }
         if self.timed && self.dice.percent(10) {
             queue.expires = Some(SHORT);
@@ -180,16 +192,18 @@ impl Generator {
         queue
     }
 
-    fn quorum(&mut self, name: &'static str) -> Queue {
+    fn quorum(&self, name: &'static str) -> Queue {
         let mut queue = Queue::durable(name).without_delivery_limit();
         if self.limited {
             queue.delivery_limit = Some(self.dice.below(3) as u32);
+        } else if !self.means.uncounted_release {
+            queue.delivery_limit = Some(UNREACHED);
         }
         queue.single_active_consumer = self.dice.percent(20);
         queue
     }
 
-    fn classic(&mut self, name: &'static str) -> Queue {
+    fn classic(&self, name: &'static str) -> Queue {
         let mut queue = Queue::classic(name);
         match self.dice.below(10) {
             0..=1 => queue = Queue::exclusive(name),
@@ -203,7 +217,7 @@ impl Generator {
         queue
     }
 
-    fn dead_letter(&mut self) -> DeadLetter {
+    fn dead_letter(&self) -> DeadLetter {
         match self.dice.below(10) {
             0..=5 => DeadLetter::to("").with_routing_key(self.dice.pick(&QUEUES)),
             6..=7 => DeadLetter::to(self.dice.pick(&EXCHANGES)),
@@ -215,7 +229,7 @@ impl Generator {
         }
     }
 
-    fn binding(&mut self) -> Binding {
+    fn binding(&self) -> Binding {
         let (exchange, key) = (self.dice.pick(&EXCHANGES), self.dice.pick(&PATTERNS));
         let mut binding = if self.dice.percent(25) {
             Binding::exchange(exchange, self.dice.pick(&EXCHANGES), key)
@@ -331,7 +345,8 @@ impl Generator {
     }
 
     fn settle(&mut self) {
-        let mut ways = vec![How::Ack, How::Ack, How::Retry, How::Retry, How::Retry, How::Reject, How::Reject];
+        let mut ways =
+            vec![How::Ack, How::Ack, How::Retry, How::Retry, How::Retry, How::Reject, How::Reject];
         if self.releases() {
             ways.extend([How::Release, How::Release, How::Abandon]);
         }
@@ -352,7 +367,8 @@ impl Generator {
     fn unbind(&mut self) {
         if !self.bindings.is_empty() {
             let binding = self.dice.pick(&self.bindings.clone());
-            self.steps.push(Step::Remove { connection: 0, topology: Topology::new().bind(binding) });
+            self.steps
+                .push(Step::Remove { connection: 0, topology: Topology::new().bind(binding) });
         }
     }
 

@@ -55,7 +55,8 @@ pub(super) struct Program {
 
 impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let waiting = if self.timed { format!(", waits {WAIT:?} after each step") } else { String::new() };
+        let waiting =
+            if self.timed { format!(", waits {WAIT:?} after each step") } else { String::new() };
         writeln!(f, "program {}{waiting}:", self.seed)?;
         for (number, step) in self.steps.iter().enumerate() {
             writeln!(f, "  {number:2}. {step}")?;

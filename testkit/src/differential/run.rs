@@ -142,12 +142,7 @@ pub fn run(pair: &dyn Pair, plan: Plan) {
 }
 
 /// Runs one program after the other until all are taken or enough have failed.
-async fn work(
-    pair: &dyn Pair,
-    plan: Plan,
-    next: &AtomicU64,
-    tally: &Mutex<Tally>,
-) -> Result<()> {
+async fn work(pair: &dyn Pair, plan: Plan, next: &AtomicU64, tally: &Mutex<Tally>) -> Result<()> {
     let mut bench = Bench::open(pair).await?;
     loop {
         let number = next.fetch_add(1, Ordering::Relaxed);
@@ -174,7 +169,10 @@ struct Bench {
 impl Bench {
     async fn open(pair: &dyn Pair) -> Result<Self> {
         let (reference, subject) = (pair.reference().await?, pair.subject().await?);
-        Ok(Self { reference: Side::open(&*reference).await?, subject: Side::open(&*subject).await? })
+        Ok(Self {
+            reference: Side::open(&*reference).await?,
+            subject: Side::open(&*subject).await?,
+        })
     }
 
     fn means(&self) -> Means {
@@ -193,7 +191,12 @@ impl Bench {
     }
 
     /// Runs a program, and once more when it fails; then makes it shorter.
-    async fn judge(&mut self, pair: &dyn Pair, program: Program, tally: &Mutex<Tally>) -> Result<()> {
+    async fn judge(
+        &mut self,
+        pair: &dyn Pair,
+        program: Program,
+        tally: &Mutex<Tally>,
+    ) -> Result<()> {
         let mut outcome = self.run(&program, PACE).await;
         if outcome.is_err() {
             lock(tally).again += 1;
@@ -211,10 +214,11 @@ impl Bench {
             }
             Err(failure) => {
                 let (whole, seed) = (program.to_string(), program.seed);
-                let (short, failure) = shrink(program, failure, SHRINKING, async |program: &Program| {
-                    self.run(program, SLOW_PACE / 4).await.err()
-                })
-                .await;
+                let (short, failure) =
+                    shrink(program, failure, SHRINKING, async |program: &Program| {
+                        self.run(program, SLOW_PACE / 4).await.err()
+                    })
+                    .await;
                 let rerun = format!("POSTRIDER_DIFFERENTIAL_SEED={seed}");
                 lock(tally).failures.push(format!(
                     "{short}differs {failure}\n\n(run it again with {rerun}; before it was made \

@@ -41,7 +41,10 @@ pub(super) async fn shrink(
 mod tests {
     use postrider_core::{Capabilities, Topology};
 
-    use super::{super::{generate, program::Step}, *};
+    use super::{
+        super::{generate, program::Step},
+        *,
+    };
 
     #[tokio::test]
     async fn what_does_not_matter_goes() {

@@ -147,9 +147,9 @@ pub(super) fn named_topology(prefix: &str, topology: &Topology) -> Topology {
         queue.name = own(&queue.name);
         if let Some(DeadLetter { exchange, routing_key }) = &mut queue.dead_letter {
             // On the default exchange the key is a queue's name.
-            *routing_key = routing_key.as_deref().map(|key| {
-                if exchange.is_empty() { own(key) } else { Cow::Owned(key.to_owned()) }
-            });
+            *routing_key = routing_key
+                .as_deref()
+                .map(|key| if exchange.is_empty() { own(key) } else { Cow::Owned(key.to_owned()) });
             *exchange = own(exchange);
         }
     }

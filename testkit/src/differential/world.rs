@@ -1,11 +1,13 @@
 //! The two sides under one program: takes its steps on both and compares what is seen.
 
+mod caution;
+
 use std::{
     collections::{BTreeSet, HashMap},
     time::Duration,
 };
 
-use postrider_core::{Address, Consumer, Delivery, ErrorKind, Overflow, Queue, QueueKind, Topology};
+use postrider_core::{Consumer, Delivery, ErrorKind, Queue, QueueKind, Topology};
 use tokio::time::sleep;
 
 use super::{
@@ -117,16 +119,12 @@ impl<'a> World<'a> {
     }
 
     fn eyes(&self) -> Eyes<'a> {
-        Eyes {
-            reference: self.reference.capabilities(),
-            subject: self.subject.capabilities(),
-        }
+        Eyes { reference: self.reference.capabilities(), subject: self.subject.capabilities() }
     }
 
     fn compare(&mut self, reference: &Seen, subject: &Seen) -> Result<(), String> {
-        let kind_of = |queue: &str| {
-            self.queues.get(queue).map_or(QueueKind::Classic, |queue| queue.kind)
-        };
+        let kind_of =
+            |queue: &str| self.queues.get(queue).map_or(QueueKind::Classic, |queue| queue.kind);
         let forgiven = self.eyes().compare(reference, subject, kind_of)?;
         self.course.forgiven.extend(forgiven);
         Ok(())
@@ -146,7 +144,8 @@ impl<'a> World<'a> {
                 )
             }
             Step::Publish { address, message, delay } => {
-                if !delay.is_zero() && !self.may_delay(address) {
+                if !delay.is_zero() && !self.may_delay(address) || self.overtakes(address, message)
+                {
                     return Ok(None);
                 }
                 let envelope = || named_envelope(&prefix, address, message, *delay);
@@ -206,17 +205,6 @@ impl<'a> World<'a> {
         seen
     }
 
-    /// Whether a delayed publish has the same verdict on both sides.
-    fn may_delay(&self, address: &Address) -> bool {
-        let queue = self.queues.get(address.routing_key());
-        self.there.contains(address.routing_key())
-            && queue.is_some_and(|queue| queue.overflow == Overflow::DropHead)
-    }
-
-    fn is_single_active(&self, queue: &str) -> bool {
-        self.queues.get(queue).is_some_and(|queue| queue.single_active_consumer)
-    }
-
     async fn consume(
         &mut self,
         connection: usize,
@@ -230,7 +218,7 @@ impl<'a> World<'a> {
         // The one that declares a single active consumer queue keeps its order.
         let connection = if single_active { 0 } else { connection };
         let is_read = self.readers.iter().any(|reader| reader.queue == queue);
-        if is_read && (!single_active || exclusive) && !exclusive {
+        if is_read && !single_active && !exclusive {
             return None;
         }
         let name = named(&self.prefix, queue);
@@ -314,21 +302,6 @@ impl<'a> World<'a> {
         Some((Seen::Done, Seen::Done))
     }
 
-    /// Whether a delayed retry comes back as the same message in the same place on both sides.
-    async fn may_retry_later(&self, index: usize) -> bool {
-        let held = &self.held[index];
-        let alone = self.held.iter().filter(|other| other.queue == held.queue).count() == 1;
-        let by_name = held.seen.exchange.is_empty() && held.seen.routing_key == held.queue;
-        let endless = held.seen.ttl.is_none()
-            && self.queues.get(&held.queue).is_some_and(|queue| queue.message_ttl.is_none());
-        let readers = self.readers.iter().filter(|reader| reader.queue == held.queue).count();
-        alone
-            && by_name
-            && endless
-            && readers < 2
-            && self.counts(0, &held.queue).await.0.ready() == 0
-    }
-
     async fn drop_reader(&mut self, reader: Reader) {
         let holds = self.held.iter().any(|held| held.reader == reader.id);
         if holds && !reader.ended {
@@ -346,28 +319,12 @@ impl<'a> World<'a> {
 
     /// Loses a connection, where what comes again comes in one order.
     async fn lose(&mut self, connection: usize) -> Option<(Seen, Seen)> {
-        let queues: Vec<_> = self
-            .readers
-            .iter()
-            .filter(|reader| reader.connection == connection)
-            .map(|reader| reader.queue.clone())
-            .chain(
-                self.held.iter().filter(|held| held.connection == connection).map(|held| held.queue.clone()),
-            )
-            .collect();
-        for queue in &queues {
-            let readers = self.readers.iter().filter(|reader| reader.queue == *queue).map(|reader| reader.id);
-            let holders = self.held.iter().filter(|held| held.queue == *queue).map(|held| held.reader);
-            let all: BTreeSet<_> = readers.chain(holders).collect();
-            if all.len() > 1 || self.counts(0, queue).await.0.ready() > 0 {
-                return None;
-            }
-        }
-        if connection == 0 && self.lacks_mortal_things() {
+        if !self.may_lose(connection).await {
             return None;
         }
-        let (kept, lost): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.held).into_iter().partition(|held| held.connection != connection);
+        let (kept, lost): (Vec<_>, Vec<_>) = std::mem::take(&mut self.held)
+            .into_iter()
+            .partition(|held| held.connection != connection);
         self.held = kept;
         self.leaving.retain(|(reader, _)| self.held.iter().any(|held| held.reader == *reader));
         let seen = tokio::join!(self.reference.lose(connection), self.subject.lose(connection));
@@ -375,13 +332,6 @@ impl<'a> World<'a> {
         drop(lost);
         sleep(self.pace).await;
         Some(seen)
-    }
-
-    /// Whether something may have gone that the subject would declare again.
-    fn lacks_mortal_things(&self) -> bool {
-        let mortal = |queue: &Queue| queue.exclusive || queue.auto_delete;
-        self.mortal_exchanges
-            || self.queues.iter().any(|(name, queue)| mortal(queue) && !self.there.contains(name))
     }
 
     // Counts
@@ -392,19 +342,6 @@ impl<'a> World<'a> {
             self.reference.counts(connection, &name),
             self.subject.counts(connection, &name)
         )
-    }
-
-    /// The reference's counts as the subject tells them, as far as the two are known to differ.
-    fn as_told(&self, queue: &str, counts: Counts) -> Counts {
-        let Counts::There { ready, mut consumers } = counts else { return counts };
-        if self.queues.get(queue).is_some_and(|queue| queue.kind == QueueKind::Quorum) {
-            if self.is_single_active(queue) {
-                consumers = consumers.min(1);
-            }
-            let leaving = self.leaving.iter().filter(|(_, known)| known == queue).count();
-            consumers += u32::try_from(leaving).unwrap_or(u32::MAX);
-        }
-        Counts::There { ready, consumers }
     }
 
     /// Waits until both sides have the same counts.
@@ -461,7 +398,8 @@ impl<'a> World<'a> {
                 }
                 let mut reader = self.readers.remove(reader);
                 let (more, _) = receive(&mut reader.subject, AT_ONCE, &self.prefix).await;
-                let expected = if reader.ended { SeenDelivery::End(None) } else { SeenDelivery::Nothing };
+                let expected =
+                    if reader.ended { SeenDelivery::End(None) } else { SeenDelivery::Nothing };
                 if more != expected {
                     return Err(format!("more from '{queue}' than the reference has: {more:?}"));
                 }

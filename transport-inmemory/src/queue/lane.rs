@@ -157,12 +157,9 @@ impl Lanes {
         let entries = |lanes: &Self| -> (usize, usize, usize) {
             let all = lanes.lanes.iter();
             let all = all.flat_map(|(_, lane)| lane.returned.values().chain(&lane.fresh));
-            all.chain(&lanes.returned).fold(
-                (0, 0, 0),
-                |(count, bytes, weight), entry| {
-                    (count + 1, bytes + entry.bytes(), weight + entry.weight)
-                },
-            )
+            all.chain(&lanes.returned).fold((0, 0, 0), |(count, bytes, weight), entry| {
+                (count + 1, bytes + entry.bytes(), weight + entry.weight)
+            })
         };
         let (before, _, weight_before) = entries(self);
         self.returned.retain(&keep);

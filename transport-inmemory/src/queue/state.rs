@@ -117,10 +117,7 @@ impl State {
             position: 0,
             expires: None,
             attempts: 0,
-            failures: match (&deaths, self.spec.kind) {
-                (Some(deaths), QueueKind::Quorum) => deaths.failures,
-                _ => 0,
-            },
+            failures: deaths.as_ref().map_or(0, |deaths| deaths.failures),
             deaths,
             envelope,
         };
@@ -220,6 +217,10 @@ impl State {
     /// Assigns what came back. A classic queue that is too long by it drops first, a quorum queue
     /// last.
     fn redispatch(&mut self, env: &Env, effects: &mut Effects) {
+        if self.deleted {
+            // An auto-delete queue goes with what its last consumer gave back.
+            return;
+        }
         if self.spec.kind == QueueKind::Classic {
             self.enforce_length(effects);
         }

@@ -303,7 +303,9 @@ impl Queue {
 
     fn expire(&mut self, spec: &Spec, now: u64) {
         let over = |entry: &Entry| entry.expires.is_some_and(|expires| expires <= now);
-        while let Some(front) = self.fronts(spec).into_iter().find(|index| over(&self.ready[*index])) {
+        while let Some(front) =
+            self.fronts(spec).into_iter().find(|index| over(&self.ready[*index]))
+        {
             let entry = self.ready.remove(front);
             self.dying.push(entry);
         }
@@ -402,7 +404,6 @@ impl Model {
         for dead in std::mem::take(&mut self.queues[queue].dying) {
             if let Some(target) = QUEUES[queue].dead {
                 let mut entry = Entry::new(dead.id, dead.asked_priority, None);
-                // All queues with dead letters and all targets are quorum queues.
                 entry.failures = dead.failures;
                 self.queues[target].admit(&QUEUES[target], entry, 0, self.now);
             }
