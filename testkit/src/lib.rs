@@ -28,6 +28,7 @@
 //! and `cargo test --test behaviour -- priority` runs the behaviours with `priority` in their name.
 
 pub mod behaviour;
+pub mod differential;
 pub mod harness;
 pub mod mock;
 pub mod proxy;

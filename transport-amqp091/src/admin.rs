@@ -11,8 +11,8 @@ use lapin::{
     types::FieldTable,
 };
 use postrider_core::{
-    Action, Binding, Entity, Error, ErrorKind, Exchange, Plan, Queue, QueueInfo, Result, Step,
-    Target, Topology, check_name,
+    Action, Binding, Difference, Entity, Error, ErrorKind, Exchange, Plan, Queue, QueueInfo,
+    Result, Step, Target, Topology, check_name,
 };
 use tokio::time::{Instant, sleep};
 
@@ -190,7 +190,16 @@ impl<'a> Admin<'a> {
         if self.queue_info(&queue.name).await?.is_none() {
             return Ok(Action::Create);
         }
-        conflict_of(self.declare_queue(queue).await)
+        match self.declare_queue(queue).await {
+            // Another connection's exclusive queue would have been locked to the question too: this
+            // one is nobody's, and the broker has no other word for it.
+            Err(error) if error.kind() == ErrorKind::Locked => {
+                let difference =
+                    Difference::between("exclusive", &queue.exclusive, &!queue.exclusive);
+                difference.map(Action::Conflict).ok_or(error)
+            }
+            declared => conflict_of(declared),
+        }
     }
 
     async fn plan_exchange(&self, exchange: &Exchange) -> Result<Action> {

@@ -88,8 +88,7 @@ impl Sender {
         }
         let exchange = envelope.address.exchange_name();
         if !self.has_exchange(link, exchange, deadline).await? {
-            let why = format!("there is no exchange '{exchange}'");
-            return Ok(Confirm::ready(Verdict::Rejected(why.into())));
+            return Ok(no_exchange(exchange));
         }
         let permit = self.admit(link, deadline).await?;
         let (sender, confirm) = Confirm::pending();
@@ -133,11 +132,19 @@ impl Amqp091Publisher {
         let link = self.guard.link();
         if !envelope.delay.is_zero() {
             let deadline = self.sender.deadline(link);
+            let exchange = envelope.address.exchange_name();
+            if !self.sender.has_exchange(link, exchange, deadline).await? {
+                return Ok(no_exchange(exchange));
+            }
             let envelope = link.ladder().on_rung(link, envelope, deadline).await?;
             return self.sender.send(link, envelope).await;
         }
         self.sender.send(link, envelope).await
     }
+}
+
+fn no_exchange(name: &str) -> Confirm {
+    Confirm::ready(Verdict::Rejected(format!("there is no exchange '{name}'").into()))
 }
 
 #[async_trait]

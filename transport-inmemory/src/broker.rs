@@ -319,15 +319,8 @@ impl Shared {
             tracing::debug!(queue = %queue.name, ?reason, "dropped: no dead-letter exchange");
             return;
         };
-        let (envelope, deaths) = dead_letter(
-            &entry.envelope,
-            entry.deaths.as_deref(),
-            &queue.name,
-            target,
-            reason,
-            text,
-            self.env.timestamp(),
-        );
+        let (envelope, deaths) =
+            dead_letter(&entry, &queue.name, target, reason, text, self.env.timestamp());
         let targets = self.registry().route_within(&envelope.address, &envelope.message.headers);
         let envelope = Arc::new(envelope);
         for target in targets.iter().filter(|target| !deaths.is_cycle(&target.name)) {

@@ -5,6 +5,8 @@ use std::{borrow::Cow, sync::Arc};
 use chrono::{DateTime, Utc};
 use postrider_core::{Address, DeadLetter, Envelope, HeaderValue, Headers};
 
+use crate::queue::Entry;
+
 /// Why a message left its queue without being acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reason {
@@ -30,7 +32,12 @@ impl Reason {
 /// They are kept beside the message and not read from its headers: RabbitMQ 4 does not trust the
 /// `x-death` that a client sends.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Deaths(Vec<Death>);
+pub(crate) struct Deaths {
+    list: Vec<Death>,
+    /// The failures that it had at its last death. The next queue goes on counting from them, as
+    /// RabbitMQ 4.3 does.
+    pub(crate) failures: u32,
+}
 
 #[derive(Debug, Clone)]
 struct Death {
@@ -47,14 +54,16 @@ impl Deaths {
     /// Whether sending the message to `queue` once more would let it circle for ever: it has died
     /// there before, and since then nobody has rejected it (RabbitMQ's rule).
     pub(crate) fn is_cycle(&self, queue: &str) -> bool {
-        let before = self.0.iter().position(|death| &*death.queue == queue);
-        before.is_some_and(|at| self.0[..=at].iter().all(|death| death.reason != Reason::Rejected))
+        let before = self.list.iter().position(|death| &*death.queue == queue);
+        before
+            .is_some_and(|at| self.list[..=at].iter().all(|death| death.reason != Reason::Rejected))
     }
 
     fn add(&mut self, queue: &Arc<str>, reason: Reason, envelope: &Envelope, time: DateTime<Utc>) {
-        let known = self.0.iter().position(|death| death.queue == *queue && death.reason == reason);
+        let known =
+            self.list.iter().position(|death| death.queue == *queue && death.reason == reason);
         let death = if let Some(index) = known {
-            let mut death = self.0.remove(index);
+            let mut death = self.list.remove(index);
             death.count += 1;
             death.time = time;
             death
@@ -69,7 +78,7 @@ impl Deaths {
                 original_expiration: envelope.message.ttl.map(|ttl| ttl.as_millis()),
             }
         };
-        self.0.insert(0, death);
+        self.list.insert(0, death);
     }
 
     fn write(&self, headers: &mut Headers) {
@@ -86,7 +95,7 @@ impl Deaths {
             }
             HeaderValue::Map(table)
         };
-        headers.set("x-death", self.0.iter().map(table).collect::<Vec<_>>());
+        headers.set("x-death", self.list.iter().map(table).collect::<Vec<_>>());
         let mut name = |which: [&'static str; 3], death: &Death, replace: bool| {
             let values = [
                 death.queue.to_string().into(),
@@ -99,7 +108,7 @@ impl Deaths {
                 }
             }
         };
-        if let (Some(first), Some(last)) = (self.0.last(), self.0.first()) {
+        if let (Some(first), Some(last)) = (self.list.last(), self.list.first()) {
             let names = ["x-first-death-queue", "x-first-death-reason", "x-first-death-exchange"];
             name(names, first, false);
             let names = ["x-last-death-queue", "x-last-death-reason", "x-last-death-exchange"];
@@ -112,16 +121,17 @@ impl Deaths {
 ///
 /// Its time to live is taken off, so that it does not expire again where it goes.
 pub(crate) fn dead_letter(
-    envelope: &Envelope,
-    deaths: Option<&Deaths>,
+    entry: &Entry,
     queue: &Arc<str>,
     target: &DeadLetter,
     reason: Reason,
     text: Option<Cow<'static, str>>,
     time: DateTime<Utc>,
 ) -> (Envelope, Deaths) {
-    let mut deaths = deaths.cloned().unwrap_or_default();
+    let envelope = &entry.envelope;
+    let mut deaths = entry.deaths.as_deref().cloned().unwrap_or_default();
     deaths.add(queue, reason, envelope, time);
+    deaths.failures = entry.failures;
 
     let mut message = envelope.message.clone();
     message.ttl = None;

@@ -76,8 +76,8 @@ impl State {
     pub(super) fn new(spec: postrider_core::Queue, now: Instant) -> Self {
         Self {
             timed: spec.expires.is_some(),
+            ready: Lanes::new(spec.kind),
             spec,
-            ready: Lanes::default(),
             delayed: HeldBack::default(),
             consumers: Vec::new(),
             turn: 0,
@@ -117,7 +117,7 @@ impl State {
             position: 0,
             expires: None,
             attempts: 0,
-            failures: 0,
+            failures: deaths.as_ref().map_or(0, |deaths| deaths.failures),
             deaths,
             envelope,
         };
@@ -172,7 +172,7 @@ impl State {
         });
         self.ready.push(entry);
         // A consumer that waits gets it even with no time to live at all, as in RabbitMQ.
-        self.dispatch(env, effects);
+        self.dispatch_at(now, env, effects);
         if let Some(now) = now {
             self.expire(now, effects);
         }
@@ -194,12 +194,17 @@ impl State {
 
     /// Assigns what waits to consumers with credit, each in its turn.
     fn dispatch(&mut self, env: &Env, effects: &mut Effects) {
+        self.dispatch_at(None, env, effects);
+    }
+
+    /// As [`dispatch`](Self::dispatch), at a moment that was read before.
+    fn dispatch_at(&mut self, now: Option<Instant>, env: &Env, effects: &mut Effects) {
         while self.ready.len() > 0 {
             let Some(index) = self.next_consumer().or_else(|| self.next_after_collecting()) else {
                 return;
             };
             let Some(mut entry) = self.ready.pop() else { return };
-            if entry.expires.is_some_and(|expires| expires < env.now()) {
+            if entry.expires.is_some_and(|expires| expires < now.unwrap_or_else(|| env.now())) {
                 self.bury(entry, Reason::Expired, effects);
                 continue;
             }
@@ -207,6 +212,20 @@ impl State {
             effects.wakers.extend(self.consumers[index].assign(entry));
             self.turn = index + 1;
         }
+    }
+
+    /// Assigns what came back. A classic queue that is too long by it drops first, a quorum queue
+    /// last.
+    fn redispatch(&mut self, env: &Env, effects: &mut Effects) {
+        if self.deleted {
+            // An auto-delete queue goes with what its last consumer gave back.
+            return;
+        }
+        if self.spec.kind == QueueKind::Classic {
+            self.enforce_length(effects);
+        }
+        self.dispatch(env, effects);
+        self.enforce_length(effects);
     }
 
     /// Frees the credit of what was acknowledged. When there is none, each consumer is asked to
@@ -258,6 +277,9 @@ impl State {
             return Err(Error::new(ErrorKind::NotFound, "consume", "the queue was just deleted"));
         }
         let live = || self.consumers.iter().filter(|consumer| !consumer.is_cancelled());
+        if exclusive && self.spec.single_active_consumer {
+            return locked("a queue with a single active consumer has no exclusive one");
+        }
         if exclusive && live().next().is_some() {
             return locked("exclusive use was asked for, and the queue has a consumer");
         }
@@ -338,8 +360,7 @@ impl State {
             _ => self.ready.give_back(entry),
         }
         self.drop_if_done(index, env, effects);
-        self.dispatch(env, effects);
-        self.enforce_length(effects);
+        self.redispatch(env, effects);
         Settled::Done
     }
 
@@ -377,8 +398,7 @@ impl State {
             self.ready.give_back(entry);
         }
         self.drop_if_done(index, env, effects);
-        self.dispatch(env, effects);
-        self.enforce_length(effects);
+        self.redispatch(env, effects);
     }
 
     /// Takes a consumer away with all that it has unsettled, which counts as failed when its
@@ -398,8 +418,7 @@ impl State {
             }
         }
         self.drop_if_done(index, env, effects);
-        self.dispatch(env, effects);
-        self.enforce_length(effects);
+        self.redispatch(env, effects);
     }
 
     fn drop_if_done(&mut self, index: usize, env: &Env, effects: &mut Effects) {
@@ -447,8 +466,7 @@ impl State {
         while let Some(over) = self.delayed.pop_due(now) {
             if over.returns {
                 self.ready.give_back(over.entry);
-                self.dispatch(env, effects);
-                self.enforce_length(effects);
+                self.redispatch(env, effects);
             } else {
                 self.enqueue(over.entry, env, effects);
             }

@@ -34,7 +34,13 @@ pub(crate) const QUEUES: [Spec; 9] = [
     Spec { name: "ttl", ttl: Some(100), dead: Some(7), ..PLAIN },
     Spec { name: "short", max_length: Some(3), dead: Some(8), ..PLAIN },
     Spec { name: "full", max_length: Some(3), reject_publish: true, ..PLAIN },
-    Spec { name: "priority", max_priority: Some(3), delivery_limit: None, ..PLAIN },
+    Spec {
+        name: "priority",
+        max_priority: Some(3),
+        max_length: Some(4),
+        delivery_limit: None,
+        ..PLAIN
+    },
     Spec { name: "single", single_active: true, ..PLAIN },
     Spec { name: "limited.dead", ..PLAIN },
     Spec { name: "ttl.dead", ..PLAIN },
@@ -102,6 +108,8 @@ pub(crate) enum Shown {
 struct Entry {
     id: u32,
     position: u64,
+    /// When it came back to a quorum queue.
+    returned: Option<u64>,
     priority: u8,
     ttl: Option<u64>,
     asked_priority: Option<u8>,
@@ -180,6 +188,7 @@ impl Entry {
         Self {
             id,
             position: 0,
+            returned: None,
             priority: 0,
             ttl,
             asked_priority: priority,
@@ -196,9 +205,17 @@ impl Queue {
         self.next
     }
 
-    /// The place of the next message to deliver.
+    /// Gives back to its old place, or in a quorum queue behind what came back before it.
+    fn give_back(&mut self, spec: &Spec, mut entry: Entry) {
+        entry.returned = spec.max_priority.is_none().then(|| self.number());
+        self.ready.push(entry);
+    }
+
+    /// The place of the next message to deliver: in a quorum queue what came back goes first.
     fn front(&self) -> Option<usize> {
-        let order = |entry: &Entry| (u8::MAX - entry.priority, entry.position);
+        let order = |entry: &Entry| {
+            (entry.returned.is_none(), entry.returned, u8::MAX - entry.priority, entry.position)
+        };
         (0..self.ready.len()).min_by_key(|index| order(&self.ready[*index]))
     }
 
@@ -227,7 +244,7 @@ impl Queue {
         self.ready.push(entry);
         self.dispatch(spec, now);
         if ttl.is_some() {
-            self.expire(now);
+            self.expire(spec, now);
         }
         self.enforce_length(spec);
     }
@@ -266,22 +283,41 @@ impl Queue {
         }
     }
 
-    /// Each priority expires from its own front.
-    fn expire(&mut self, now: u64) {
-        for priority in (0..=u8::MAX).rev() {
-            loop {
-                let front = (0..self.ready.len())
-                    .filter(|index| self.ready[*index].priority == priority)
-                    .min_by_key(|index| self.ready[*index].position);
-                match front {
-                    Some(front) if self.ready[front].expires.is_some_and(|at| at <= now) => {
-                        let entry = self.ready.remove(front);
-                        self.dying.push(entry);
-                    }
-                    _ => break,
-                }
-            }
+    /// Where messages expire: at the front of a classic queue, and in a quorum queue at the front of
+    /// each priority and of what came back.
+    fn fronts(&self, spec: &Spec) -> Vec<usize> {
+        if spec.max_priority.is_some() {
+            return self.front().into_iter().collect();
         }
+        let all = || 0..self.ready.len();
+        let of_priority = |priority| {
+            let fresh = |index: &usize| {
+                self.ready[*index].returned.is_none() && self.ready[*index].priority == priority
+            };
+            all().filter(fresh).min_by_key(|index| self.ready[*index].position)
+        };
+        let returned = all().filter(|index| self.ready[*index].returned.is_some());
+        let returned = returned.min_by_key(|index| self.ready[*index].returned);
+        returned.into_iter().chain((0..=u8::MAX).rev().filter_map(of_priority)).collect()
+    }
+
+    fn expire(&mut self, spec: &Spec, now: u64) {
+        let over = |entry: &Entry| entry.expires.is_some_and(|expires| expires <= now);
+        while let Some(front) =
+            self.fronts(spec).into_iter().find(|index| over(&self.ready[*index]))
+        {
+            let entry = self.ready.remove(front);
+            self.dying.push(entry);
+        }
+    }
+
+    /// What came back is given out; a classic queue drops what is too much before that.
+    fn redispatch(&mut self, spec: &Spec, now: u64) {
+        if spec.max_priority.is_some() {
+            self.enforce_length(spec);
+        }
+        self.dispatch(spec, now);
+        self.enforce_length(spec);
     }
 
     fn fail(&mut self, spec: &Spec, mut entry: Entry, after: u64, now: u64) {
@@ -289,7 +325,7 @@ impl Queue {
         if spec.delivery_limit.is_some_and(|limit| entry.failures > limit) {
             self.dying.push(entry);
         } else if after == 0 {
-            self.ready.push(entry);
+            self.give_back(spec, entry);
         } else {
             let order = self.number();
             self.delayed.push(Delayed { due: now + after, order, entry, returns: true });
@@ -305,11 +341,10 @@ impl Queue {
             How::Ack => {}
             How::Retry(after) => self.fail(spec, entry, after, now),
             How::Reject => self.dying.push(entry),
-            How::Release | How::Abandon => self.ready.push(entry),
+            How::Release | How::Abandon => self.give_back(spec, entry),
         }
         self.finish_stay(index);
-        self.dispatch(spec, now);
-        self.enforce_length(spec);
+        self.redispatch(spec, now);
     }
 
     fn finish_stay(&mut self, index: usize) {
@@ -322,11 +357,8 @@ impl Queue {
         }
     }
 
-    fn next_event(&self) -> Option<u64> {
-        let fronts = (0..=u8::MAX).filter_map(|priority| {
-            let lane = self.ready.iter().filter(|entry| entry.priority == priority);
-            lane.min_by_key(|entry| entry.position)?.expires
-        });
+    fn next_event(&self, spec: &Spec) -> Option<u64> {
+        let fronts = self.fronts(spec).into_iter().filter_map(|index| self.ready[index].expires);
         fronts.chain(self.delayed.iter().map(|delayed| delayed.due)).min()
     }
 
@@ -335,14 +367,13 @@ impl Queue {
         while self.delayed.first().is_some_and(|delayed| delayed.due <= now) {
             let Delayed { entry, returns, .. } = self.delayed.remove(0);
             if returns {
-                self.ready.push(entry);
-                self.dispatch(spec, now);
-                self.enforce_length(spec);
+                self.give_back(spec, entry);
+                self.redispatch(spec, now);
             } else {
                 self.enqueue(spec, entry, now);
             }
         }
-        self.expire(now);
+        self.expire(spec, now);
     }
 }
 
@@ -372,7 +403,8 @@ impl Model {
     fn bury(&mut self, queue: usize) {
         for dead in std::mem::take(&mut self.queues[queue].dying) {
             if let Some(target) = QUEUES[queue].dead {
-                let entry = Entry::new(dead.id, dead.asked_priority, None);
+                let mut entry = Entry::new(dead.id, dead.asked_priority, None);
+                entry.failures = dead.failures;
                 self.queues[target].admit(&QUEUES[target], entry, 0, self.now);
             }
         }
@@ -381,7 +413,7 @@ impl Model {
     fn pass_time(&mut self, until: u64) {
         loop {
             let next = (0..QUEUES.len())
-                .filter_map(|queue| Some((self.queues[queue].next_event()?, queue)))
+                .filter_map(|queue| Some((self.queues[queue].next_event(&QUEUES[queue])?, queue)))
                 .min()
                 .filter(|(at, _)| *at <= until);
             let Some((at, queue)) = next else { break };
@@ -428,10 +460,11 @@ impl Model {
         let (kept, back): (Vec<_>, Vec<_>) =
             unsettled.into_iter().partition(|unsettled| unsettled.handed_out);
         state.stays[at].unsettled = kept;
-        state.ready.extend(back.into_iter().map(|unsettled| unsettled.entry));
+        for unsettled in back {
+            state.give_back(spec, unsettled.entry);
+        }
         state.finish_stay(at);
-        state.dispatch(spec, self.now);
-        state.enforce_length(spec);
+        state.redispatch(spec, self.now);
         self.bury(queue);
     }
 
@@ -467,8 +500,7 @@ impl Model {
                 queue.fail(spec, unsettled.entry, 0, self.now);
             }
             queue.finish_stay(at);
-            queue.dispatch(spec, self.now);
-            queue.enforce_length(spec);
+            queue.redispatch(spec, self.now);
             self.bury(index);
         }
         for consumer in self.consumers.clone() {

@@ -1,0 +1,84 @@
+//! What a program must leave alone, because the two sides are known to differ there.
+
+use std::collections::BTreeSet;
+
+use postrider_core::{Address, Message, Overflow, Queue, QueueKind};
+
+use super::World;
+use crate::differential::{observe::Counts, program::SHORT};
+
+impl World<'_> {
+    pub(super) fn is_single_active(&self, queue: &str) -> bool {
+        self.queues.get(queue).is_some_and(|queue| queue.single_active_consumer)
+    }
+
+    /// Whether a delayed publish has the same verdict on both sides.
+    pub(super) fn may_delay(&self, address: &Address) -> bool {
+        let queue = self.queues.get(address.routing_key());
+        self.there.contains(address.routing_key())
+            && queue.is_some_and(|queue| queue.overflow == Overflow::DropHead)
+    }
+
+    /// Whether it may be the first to expire in front of what waits; see `overtaking-expiry`.
+    pub(super) fn overtakes(&self, address: &Address, message: &Message) -> bool {
+        let queue = self.queues.get(address.routing_key());
+        queue.is_some_and(|queue| queue.max_priority.is_some())
+            && message.priority.is_some()
+            && message.ttl.is_some_and(|ttl| ttl <= SHORT)
+    }
+
+    /// Whether a delayed retry comes back as the same message in the same place on both sides.
+    pub(super) async fn may_retry_later(&self, index: usize) -> bool {
+        let held = &self.held[index];
+        let alone = self.held.iter().filter(|other| other.queue == held.queue).count() == 1;
+        let by_name = held.seen.exchange.is_empty() && held.seen.routing_key == held.queue;
+        let endless = held.seen.ttl.is_none()
+            && self.queues.get(&held.queue).is_some_and(|queue| queue.message_ttl.is_none());
+        let readers = self.readers.iter().filter(|reader| reader.queue == held.queue).count();
+        let is_dead = held.seen.headers.iter().any(|(name, _)| name == "x-death");
+        alone
+            && !is_dead
+            && by_name
+            && endless
+            && readers < 2
+            && self.counts(0, &held.queue).await.0.ready() == 0
+    }
+
+    /// Whether what comes again after a loss comes in one order and as often on both sides.
+    pub(super) async fn may_lose(&self, connection: usize) -> bool {
+        if connection == 0 && self.lacks_mortal_things() {
+            return false;
+        }
+        let reading =
+            self.readers.iter().map(|reader| (reader.connection, &reader.queue, reader.id));
+        let holding = self.held.iter().map(|held| (held.connection, &held.queue, held.reader));
+        let users: BTreeSet<_> = reading.chain(holding).collect();
+        for (_, queue, reader) in users.iter().filter(|(known, ..)| *known == connection) {
+            let is_shared = users.iter().any(|(_, other, id)| other == queue && id != reader);
+            if is_shared || self.counts(0, queue).await.0.ready() > 0 {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Whether something may have gone that the subject would declare again.
+    fn lacks_mortal_things(&self) -> bool {
+        let mortal = |queue: &Queue| queue.exclusive || queue.auto_delete;
+        self.mortal_exchanges
+            || self.queues.iter().any(|(name, queue)| mortal(queue) && !self.there.contains(name))
+    }
+
+    /// The reference's counts as the subject tells them, as far as the two are known to differ.
+    pub(super) fn as_told(&self, queue: &str, counts: Counts) -> Counts {
+        let Counts::There { ready, mut consumers } = counts else { return counts };
+        if self.queues.get(queue).is_some_and(|queue| queue.kind == QueueKind::Quorum) {
+            if self.is_single_active(queue) {
+                consumers = consumers.min(1);
+            }
+            let leaving = self.leaving.iter().filter(|(_, known)| known == queue).count();
+            consumers += u32::try_from(leaving).unwrap_or(u32::MAX);
+        }
+        Counts::There { ready, consumers }
+    }
+}
