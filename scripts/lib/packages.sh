@@ -200,6 +200,12 @@ packages_stop() {
 packages_kill() {
     kill -KILL "$process" || true
     while packages_is_running "$1"; do sleep 0.05; done
+    # A process that was killed still has its ports for a moment after it counts as gone.
+    local tries=100
+    while ((tries-- > 0)) && ! ports_are_free "$amqp_port" "$amqps_port" "$management_port" \
+        "$distribution_port"; do
+        sleep 0.05
+    done
 }
 
 packages_ctl() {

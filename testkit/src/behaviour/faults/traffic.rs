@@ -281,7 +281,7 @@ impl Traffic {
         count: usize,
     ) -> Self {
         let mut lanes = Vec::new();
-        for queue in [scene.queue("quorum").await, scene.classic("classic").await] {
+        for queue in Self::queues(scene).await {
             let options = PublisherOptions::default().with_window(WINDOW).with_timeout(ARRIVAL);
             let publisher = from.publisher(options).await.expect("a publisher");
             let consuming = Consuming::start(to, &queue).await;
@@ -289,6 +289,11 @@ impl Traffic {
             lanes.push(Lane { publishing, consuming, count });
         }
         Self(lanes)
+    }
+
+    /// The queues that it goes through.
+    pub(super) async fn queues(scene: &Scene) -> [String; 2] {
+        [scene.queue("quorum").await, scene.classic("classic").await]
     }
 
     /// Waits until each queue's publisher has so many verdicts.
