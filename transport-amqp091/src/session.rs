@@ -94,12 +94,17 @@ impl Dial {
             .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
         let runtime =
             lapin::runtime::default_runtime().map_err(|error| translate("connect", error))?;
-        let dial = self.clone();
-        let open = async move |uri: AMQPUri, runtime| {
-            let stream = uri.connect_with_config_async(TLSConfig::default(), &runtime).await?;
-            Ok(dial.encrypt(stream).await?)
+        let connecting = async {
+            // Before the client library is asked: it leaves tasks behind for each connection that
+            // cannot be opened, which would add up while a broker is down.
+            let stream = self.uri.connect_with_config_async(TLSConfig::default(), &runtime).await?;
+            let stream = Mutex::new(Some(self.encrypt(stream).await?));
+            let open = async move |_: AMQPUri, _| {
+                let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
+                Ok(stream.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?)
+            };
+            Connection::connector(self.uri.clone(), runtime.clone(), open, properties).await
         };
-        let connecting = Connection::connector(self.uri.clone(), runtime, open, properties);
         timeout(self.limit, connecting)
             .await
             .map_err(|_| late("connect"))?
