@@ -14,8 +14,8 @@ pub enum Settlement {
     /// It is done with; the queue forgets it.
     Ack,
     /// It failed and comes again after this time, counted as a failure. Without a delay it goes
-    /// back to its old place in the queue, after the queue's own
-    /// [retry delay](crate::Queue::retry_delay) if it has one.
+    /// back to the front, after the queue's own [retry delay](crate::Queue::retry_delay) if it has
+    /// one: to its old place in a classic queue, behind what came back before it in a quorum queue.
     Retry {
         /// How long it stays hidden; nothing leaves that to the queue.
         after: Duration,
@@ -26,7 +26,7 @@ pub enum Settlement {
         /// Why, for people.
         reason: Cow<'static, str>,
     },
-    /// It goes back to its old place in the queue and is not counted as a failure.
+    /// It goes back to the front, as a retry without a delay, and is not counted as a failure.
     Release,
     /// Its delivery was dropped unsettled: as [`Release`](Self::Release), and reported as an event.
     Abandon,
@@ -51,7 +51,8 @@ pub struct DeliveryInfo {
     /// The how-manieth delivery of this message from this queue it is, from 1. On classic queues
     /// of brokers without [`exact_attempts`](crate::Capabilities::exact_attempts) it is 1 or 2.
     pub attempt: u32,
-    /// How many earlier deliveries count as failures toward the queue's delivery limit.
+    /// How many earlier deliveries count as failures toward the queue's delivery limit. A dead letter
+    /// may bring those it had (RabbitMQ since 4.3, the in-memory broker).
     pub failures: u32,
     /// Whether it was delivered before, to anyone.
     pub redelivered: bool,

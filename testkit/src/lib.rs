@@ -3,6 +3,7 @@
 //! * [`behaviour`] is the suite that every transport passes: one async function for each behaviour of
 //!   the contract in `postrider-core`, run against a [`Harness`](harness::Harness), which says how
 //!   to reach a broker and which faults it can bring about.
+//! * [`differential`] runs generated programs on two brokers side by side and compares what is seen.
 //! * [`mock`] holds [`MockTransport`](mock::MockTransport) and
 //!   [`MockPublisher`](mock::MockPublisher), for unit tests of code that is written against
 //!   `&dyn Transport` or `&dyn Publisher`.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use postrider_core::{Address, Binding, Envelope, Exchange, Message, Topology};
+use postrider_core::{Address, Binding, Envelope, Exchange, Message, Topology, Verdict};
 
 use super::{Behaviour, Need};
 use crate::{Scene, scene::text};
@@ -13,6 +13,7 @@ pub(super) fn behaviours() -> Vec<Behaviour> {
         Behaviour::new(delayed_publish_is_never_early, NEEDS),
         Behaviour::new(shorter_delay_arrives_first, NEEDS),
         Behaviour::new(delayed_publish_goes_through_exchanges, NEEDS),
+        Behaviour::new(delay_does_not_hide_a_missing_exchange, NEEDS),
         Behaviour::new(delay_changes_no_message, NEEDS),
         Behaviour::new(many_delays_keep_their_times, NEEDS),
     ]
@@ -74,6 +75,15 @@ async fn delayed_publish_goes_through_exchanges(scene: Scene) {
     let delivery = scene.read(&queue, 1).await.next().await;
     assert_eq!(text(&delivery), "event", "a delayed message is routed when its time has come");
     delivery.ack();
+}
+
+async fn delay_does_not_hide_a_missing_exchange(scene: Scene) {
+    let publisher = scene.publisher().await;
+    let address = Address::exchange(scene.name("missing"), "key");
+    let envelope = Envelope::new(address, Message::new("x")).after(Duration::from_secs(1));
+    let confirm = scene.send(&*publisher, envelope).await;
+    let verdict = scene.verdict(confirm).await;
+    assert!(matches!(verdict, Verdict::Rejected(_)), "no such exchange: {verdict:?}");
 }
 
 async fn delay_changes_no_message(scene: Scene) {

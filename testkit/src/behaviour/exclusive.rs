@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use postrider_core::{
-    Address, ConsumerOptions, Envelope, ErrorKind, Message, PublisherExt, PublisherOptions, Queue,
-    Topology,
+    Address, ConsumerOptions, DeadLetter, Envelope, ErrorKind, Message, PublisherExt,
+    PublisherOptions, Queue, Topology,
 };
 
 use super::{Behaviour, Need};
@@ -18,7 +18,9 @@ pub(super) fn behaviours() -> Vec<Behaviour> {
         Behaviour::new(exclusive_queue_goes_with_its_connection, NEEDS),
         Behaviour::new(exclusive_consumer_keeps_others_out, NEEDS),
         Behaviour::new(exclusive_consumer_needs_an_unused_queue, NEEDS),
+        Behaviour::new(a_single_active_consumer_is_not_exclusive, NEEDS),
         Behaviour::new(auto_delete_queue_goes_with_its_last_consumer, NEEDS),
+        Behaviour::new(auto_delete_queue_takes_what_comes_back_with_it, NEEDS),
         Behaviour::new(auto_delete_queue_waits_for_its_first_consumer, NEEDS),
     ]
 }
@@ -88,6 +90,28 @@ async fn exclusive_consumer_needs_an_unused_queue(scene: Scene) {
     let _first = scene.read(&queue, 1).await;
     let second = scene.transport().consumer(&queue, ConsumerOptions::default().exclusive()).await;
     refused(second, &[ErrorKind::Locked], "an exclusive consumer beside another");
+}
+
+async fn a_single_active_consumer_is_not_exclusive(scene: Scene) {
+    let queue = Queue::classic(scene.name("one")).single_active_consumer();
+    let queue = scene.declare_queue(queue).await;
+    let exclusive = ConsumerOptions::default().exclusive();
+    let consumer = scene.transport().consumer(&queue, exclusive).await;
+    refused(consumer, &[ErrorKind::Locked], "an exclusive consumer of a single active queue");
+}
+
+async fn auto_delete_queue_takes_what_comes_back_with_it(scene: Scene) {
+    let dead = scene.queue("dead").await;
+    let queue = Queue::classic(scene.name("auto"))
+        .auto_delete()
+        .with_max_length(1)
+        .with_dead_letter(DeadLetter::to("").with_routing_key(dead.clone()));
+    let queue = scene.declare_queue(queue).await;
+    let reader = scene.read(&queue, 1).await;
+    scene.publish(&queue, ["unread", "ready"]).await;
+    drop(reader);
+    scene.is_gone(&queue).await;
+    scene.settles_at(&dead, 0).await;
 }
 
 async fn auto_delete_queue_goes_with_its_last_consumer(scene: Scene) {

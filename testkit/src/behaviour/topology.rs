@@ -15,6 +15,7 @@ pub(super) fn behaviours() -> Vec<Behaviour> {
     vec![
         Behaviour::new(declaring_again_changes_nothing, NEEDS),
         Behaviour::new(inequivalent_queue_names_the_argument, NEEDS),
+        Behaviour::new(a_queue_is_not_made_exclusive_later, NEEDS),
         Behaviour::new(inequivalent_exchange_names_the_argument, NEEDS),
         Behaviour::new(plan_tells_and_changes_nothing, NEEDS),
         Behaviour::new(plan_tells_conflicts, NEEDS),
@@ -104,6 +105,14 @@ async fn inequivalent_queue_names_the_argument(scene: Scene) {
     let queue = scene.queue("after").await;
     scene.publish(&queue, ["after"]).await;
     scene.holds(&queue, &["after"]).await;
+}
+
+async fn a_queue_is_not_made_exclusive_later(scene: Scene) {
+    let name = scene.name("everybodys");
+    let there = Topology::new().queue(Queue::classic(name.clone()));
+    let mut wanted = Queue::classic(name);
+    wanted.exclusive = true;
+    conflicts(&scene, there, &Topology::new().queue(wanted), "exclusive").await;
 }
 
 async fn inequivalent_exchange_names_the_argument(scene: Scene) {

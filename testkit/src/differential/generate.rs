@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use postrider_core::{
-    Address, Binding, Capabilities, DeadLetter, Delay, Env, Exchange, ExchangeKind, Message,
-    Overflow, Queue, QueueKind, Topology,
+    Address, Binding, DeadLetter, Exchange, ExchangeKind, Message, Overflow, Queue, QueueKind,
+    Topology,
 };
 
-use super::program::{How, LONG, Program, SHORT, Step};
+use super::{
+    dice::{Dice, Means},
+    program::{How, LONG, Program, SHORT, Step},
+};
 
 const QUEUES: [&str; 4] = ["q0", "q1", "q2", "q3"];
 const EXCHANGES: [&str; 3] = ["x0", "x1", "x2"];
@@ -16,46 +19,6 @@ const PATTERNS: [&str; 5] = ["a", "a.*", "#", "*.b.#", "a.b"];
 /// A delivery limit that no program reaches.
 const UNREACHED: u32 = 1_000;
 const MISSING: &str = "nowhere";
-
-/// Random choices from a seed.
-struct Dice(Env);
-
-impl Dice {
-    fn below(&self, end: usize) -> usize {
-        (self.0.random() % end as u64) as usize
-    }
-
-    fn percent(&self, chance: usize) -> bool {
-        self.below(100) < chance
-    }
-
-    fn pick<T: Clone>(&self, from: &[T]) -> T {
-        from[self.below(from.len())].clone()
-    }
-}
-
-/// What both sides can do, as far as programs depend on it.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Means {
-    /// Quorum queues keep as many priorities apart.
-    priorities: bool,
-    /// A release does not count toward the delivery limit.
-    uncounted_release: bool,
-    delays: bool,
-}
-
-impl Means {
-    pub(super) fn of(reference: &Capabilities, subject: &Capabilities) -> Self {
-        let delays = |side: &Capabilities| {
-            side.delayed_publish != Delay::None && side.delayed_retry != Delay::None
-        };
-        Self {
-            priorities: reference.priority_levels == subject.priority_levels,
-            uncounted_release: reference.uncounted_release == subject.uncounted_release,
-            delays: delays(reference) && delays(subject),
-        }
-    }
-}
 
 struct Generator {
     dice: Dice,
@@ -75,7 +38,7 @@ struct Generator {
 
 /// The program of `seed`.
 pub(super) fn program(seed: u64, means: Means) -> Program {
-    let dice = Dice(Env::simulated(seed));
+    let dice = Dice::new(seed);
     let timed = dice.percent(30);
     let limited = dice.percent(if means.uncounted_release { 70 } else { 30 });
     let mut generator = Generator {

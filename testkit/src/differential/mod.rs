@@ -10,6 +10,7 @@
 //! stays is one. It is then made as short as it fails with, and printed with its seed.
 
 mod compare;
+mod dice;
 mod differences;
 mod generate;
 mod observe;

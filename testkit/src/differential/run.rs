@@ -17,7 +17,8 @@ use postrider_core::{Env, Result};
 use tokio::{runtime::Builder, time};
 
 use super::{
-    generate::{self, Means},
+    dice::Means,
+    generate,
     program::Program,
     shrink::shrink,
     side::Side,
