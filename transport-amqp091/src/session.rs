@@ -34,6 +34,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the consumers of a session that is over may take to leave it.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How many channel numbers must be left on a connection, as far as half of them will do.
+const NUMBERS_LEFT: u16 = 256;
+
 /// How many channels are kept for the next administrative calls.
 const SPARE_CHANNELS: usize = 4;
 
@@ -264,7 +267,8 @@ impl Session {
     /// that runs out of numbers is replaced in time.
     pub(crate) fn note_dead_channel(&self) {
         let dead = self.dead_channels.fetch_add(1, Ordering::AcqRel);
-        if dead >= self.consuming.configuration().channel_max() / 2 {
+        let numbers = self.consuming.configuration().channel_max();
+        if dead >= numbers.saturating_sub(NUMBERS_LEFT).max(numbers / 2) {
             self.worn.cancel();
         }
     }
