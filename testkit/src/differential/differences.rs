@@ -74,8 +74,10 @@ pub(super) const UNLIMITED_RETURN: KnownDifference = KnownDifference {
 
 pub(super) const DEATHS_AT_ONCE: KnownDifference = KnownDifference {
     name: "deaths-at-once",
-    reason: "the dead letters of several queues that one publish fills come in any order",
-    comparison: "one queue of a program has dead letters for what dies of length or time",
+    reason: "the dead letters of queues that one publish fills, and the message itself, come to \
+             another queue in any order",
+    comparison: "one queue of a program has dead letters for what dies of length or time, and then \
+                 all is published to queues by name",
 };
 
 pub(super) const CONSUMER_COUNTS: KnownDifference = KnownDifference {
@@ -106,7 +108,8 @@ pub(super) const GONE_BEFORE_LOSS: KnownDifference = KnownDifference {
     reason: "over a wire it cannot be known whether an auto-delete or exclusive thing went with the \
              connection or before, so it is declared again",
     comparison: "the declaring connection is lost only while all its exclusive and auto-delete \
-                 queues are there and it has declared no auto-delete exchange",
+                 queues are there, it has declared no auto-delete exchange, and no other connection \
+                 has removed an exchange",
 };
 
 pub(super) const DELAYED_PUBLISH: KnownDifference = KnownDifference {
