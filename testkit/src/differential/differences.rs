@@ -19,6 +19,7 @@ pub const DIFFERENCES: &[KnownDifference] = &[
     COUNTED_RELEASE,
     UNLIMITED_RETURN,
     DEATHS_AT_ONCE,
+    DEATHS_BY_LOSS,
     CONSUMER_COUNTS,
     DROPPED_SINGLE_ACTIVE,
     DELETED_WITH_UNREAD,
@@ -70,6 +71,14 @@ pub(super) const UNLIMITED_RETURN: KnownDifference = KnownDifference {
     name: "unlimited-return",
     reason: "before 4.3 a quorum queue without a delivery limit puts what comes back last",
     comparison: "where a release is counted, quorum queues have a delivery limit that is not reached",
+};
+
+pub(super) const DEATHS_BY_LOSS: KnownDifference = KnownDifference {
+    name: "deaths-by-loss",
+    reason: "before 4.3 a quorum queue that a lost connection makes too long drops what came back in \
+             another order",
+    comparison: "where a release is counted, a connection is not lost while it consumes a quorum \
+                 queue with a maximum length and dead letters",
 };
 
 pub(super) const DEATHS_AT_ONCE: KnownDifference = KnownDifference {
