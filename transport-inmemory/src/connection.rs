@@ -258,11 +258,12 @@ impl Connection {
         // Before the subscribers let go of theirs.
         let stays = self.stays.alive();
         for subscriber in self.subscribers.alive() {
-            subscriber.suspend();
+            subscriber.suspend(&self.events);
         }
+        // With all they hold: what would come back to them is nobody's dead letter.
+        self.drop_exclusive_queues();
         give_back(shared, &stays, true);
         shared.flow().forget_confirms(self.id, cause);
-        self.drop_exclusive_queues();
         self.events.send(TransportEvent::Lost { cause: cause.to_owned() });
     }
 

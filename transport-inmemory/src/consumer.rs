@@ -13,8 +13,8 @@ use std::{
 
 use futures_util::Stream;
 use postrider_core::{
-    ConsumerOptions, Delivery, DeliveryInfo, Error, ErrorKind, Result, Settlement, SettlementSink,
-    TransportEvent,
+    ConsumerOptions, Delivery, DeliveryInfo, Error, ErrorKind, EventSender, Result, Settlement,
+    SettlementSink, TransportEvent,
 };
 
 use crate::{
@@ -182,12 +182,16 @@ impl Subscriber {
         true
     }
 
-    /// The connection is lost: the stream waits for it.
-    pub(crate) fn suspend(&self) {
+    /// The connection is lost: the stream waits for it, unless its queue was deleted before. Then it
+    /// has ended, whether or not it has seen that, and another queue of that name is none of its.
+    pub(crate) fn suspend(&self, events: &EventSender) {
         let mut guard = self.place();
-        if matches!(guard.0, Place::Attached(_)) {
-            guard.0 = Place::Suspended;
-        }
+        let Place::Attached(stay) = &guard.0 else { return };
+        guard.0 = if stay.queue.lock().is_deleted() {
+            Place::Ended { error: Some(end_of_queue(&self.queue, events)) }
+        } else {
+            Place::Suspended
+        };
     }
 
     /// The connection is back: attaches it again, or ends it when its queue is gone.
@@ -303,14 +307,16 @@ impl Deliveries {
         if !(current && deleted) {
             return;
         }
-        let error = Error::new(ErrorKind::NotFound, "consume", "the queue was deleted")
-            .with_context("queue", stay.queue.name.to_string());
-        self.connection.events().send(TransportEvent::ConsumerCancelled {
-            queue: stay.queue.name.to_string(),
-            cause: "the queue was deleted".to_owned(),
-        });
+        let error = end_of_queue(&stay.queue.name, self.connection.events());
         guard.0 = Place::Ended { error: Some(error) };
     }
+}
+
+/// Tells that a consumer's queue was deleted, and gives the error that it ends with.
+fn end_of_queue(queue: &str, events: &EventSender) -> Error {
+    let cause = "the queue was deleted";
+    events.send(TransportEvent::ConsumerCancelled { queue: queue.to_owned(), cause: cause.into() });
+    Error::new(ErrorKind::NotFound, "consume", cause).with_context("queue", queue)
 }
 
 impl Stream for Deliveries {

@@ -149,6 +149,51 @@ async fn what_others_deleted_meanwhile_stays_deleted() {
     assert!(plan.contains("create binding"), "the binding was deleted too:\n{plan}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_consumer_of_a_deleted_queue_does_not_come_back() {
+    let transport = InMemory::connect("memory://").expect("a runtime");
+    let topology = Topology::new().queue(Queue::durable("q"));
+    transport.declare(&topology).await.expect("declared");
+    let mut consumer = transport.consumer("q", ConsumerOptions::default()).await.expect("opened");
+    transport.remove(&topology).await.expect("removed");
+    transport.declare(&topology).await.expect("another of that name");
+    transport.drop_connection();
+    let info = transport.queue_info("q").await.expect("asked").expect("there");
+    assert_eq!(info.consumers, 0);
+    let ended = consumer.recv().await.expect("it says why").expect_err("its queue is gone");
+    assert_eq!(ended.kind(), ErrorKind::NotFound, "{ended}");
+    assert!(consumer.recv().await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_exclusive_queue_is_lost_with_what_would_come_back_to_it() {
+    let transport = InMemory::connect("memory://").expect("a runtime");
+    let dead = DeadLetter::to("").with_routing_key("dead");
+    let mine = Queue::exclusive("mine").with_max_length(1).with_dead_letter(dead);
+    let topology = Topology::new().queue(Queue::durable("dead")).queue(mine);
+    transport.declare(&topology).await.expect("declared");
+    let _consumer = transport.consumer("mine", ConsumerOptions::default()).await.expect("opened");
+    let publisher = publisher(&transport).await;
+    for body in ["1", "2"] {
+        publish(&*publisher, Address::queue("mine"), Message::new(body)).await;
+    }
+    transport.drop_connection();
+    let info = transport.queue_info("dead").await.expect("asked").expect("there");
+    assert_eq!(info.ready, 0);
+}
+
+#[tokio::test]
+async fn a_waiting_consumer_gets_what_has_no_time_to_live() {
+    let transport = InMemory::connect("memory://").expect("a runtime");
+    transport.declare(&Topology::new().queue(Queue::durable("q"))).await.expect("declared");
+    let mut consumer = transport.consumer("q", ConsumerOptions::default()).await.expect("opened");
+    let publisher = publisher(&transport).await;
+    let message = Message::new("now or never").with_ttl(Duration::ZERO);
+    publish(&*publisher, Address::queue("q"), message).await;
+    let delivery = tokio::time::timeout(Duration::from_secs(5), consumer.recv()).await;
+    delivery.expect("in time").expect("goes on").expect("a delivery").ack();
+}
+
 #[tokio::test]
 async fn nothing_is_declared_when_a_part_cannot_be() {
     let transport = InMemory::connect("memory://").expect("a runtime");

@@ -19,6 +19,7 @@ pub const DIFFERENCES: &[KnownDifference] = &[
     COUNTED_RELEASE,
     UNLIMITED_RETURN,
     DEATHS_AT_ONCE,
+    DEATHS_BY_LOSS,
     CONSUMER_COUNTS,
     DROPPED_SINGLE_ACTIVE,
     DELETED_WITH_UNREAD,
@@ -72,10 +73,20 @@ pub(super) const UNLIMITED_RETURN: KnownDifference = KnownDifference {
     comparison: "where a release is counted, quorum queues have a delivery limit that is not reached",
 };
 
+pub(super) const DEATHS_BY_LOSS: KnownDifference = KnownDifference {
+    name: "deaths-by-loss",
+    reason: "before 4.3 a quorum queue that a lost connection makes too long drops what came back in \
+             another order",
+    comparison: "where a release is counted, a connection is not lost while it consumes a quorum \
+                 queue with a maximum length and dead letters",
+};
+
 pub(super) const DEATHS_AT_ONCE: KnownDifference = KnownDifference {
     name: "deaths-at-once",
-    reason: "the dead letters of several queues that one publish fills come in any order",
-    comparison: "one queue of a program has dead letters for what dies of length or time",
+    reason: "the dead letters of queues that one publish fills, and the message itself, come to \
+             another queue in any order",
+    comparison: "one queue of a program has dead letters for what dies of length or time, and then \
+                 all is published to queues by name",
 };
 
 pub(super) const CONSUMER_COUNTS: KnownDifference = KnownDifference {
@@ -106,7 +117,8 @@ pub(super) const GONE_BEFORE_LOSS: KnownDifference = KnownDifference {
     reason: "over a wire it cannot be known whether an auto-delete or exclusive thing went with the \
              connection or before, so it is declared again",
     comparison: "the declaring connection is lost only while all its exclusive and auto-delete \
-                 queues are there and it has declared no auto-delete exchange",
+                 queues are there, it has declared no auto-delete exchange, and no other connection \
+                 has removed an exchange",
 };
 
 pub(super) const DELAYED_PUBLISH: KnownDifference = KnownDifference {

@@ -255,7 +255,8 @@ impl Generator {
     }
 
     fn publish_one(&mut self) {
-        let to_queue = self.dice.percent(65);
+        // Else a dead letter of one queue and the message itself would race to another.
+        let to_queue = self.mortal.is_some() || self.dice.percent(60);
         let address = if to_queue {
             Address::queue(self.a_queue())
         } else if self.dice.percent(5) {

@@ -35,6 +35,9 @@ const ENOUGH_FAILURES: usize = 5;
 /// How often a program is run to make it shorter.
 const SHRINKING: usize = 150;
 
+/// How long a program is made shorter: one about time runs for seconds.
+const SHRINKING_LIMIT: Duration = Duration::from_secs(90);
+
 /// How long the subject has for what it does not confirm, and how long when a program is run again.
 const PACE: Duration = Duration::from_millis(15);
 const SLOW_PACE: Duration = Duration::from_millis(250);
@@ -215,8 +218,12 @@ impl Bench {
             }
             Err(failure) => {
                 let (whole, seed) = (program.to_string(), program.seed);
+                let until = self.subject.env().now() + SHRINKING_LIMIT;
                 let (short, failure) =
                     shrink(program, failure, SHRINKING, async |program: &Program| {
+                        if self.subject.env().now() > until {
+                            return None;
+                        }
                         self.run(program, SLOW_PACE / 4).await.err()
                     })
                     .await;

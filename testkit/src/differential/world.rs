@@ -66,7 +66,8 @@ pub(super) struct World<'a> {
     /// As they were declared last.
     queues: HashMap<String, Queue>,
     exchanges: BTreeSet<String>,
-    /// Whether one was declared that goes by itself, which nothing here would notice.
+    /// Whether one was declared that goes by itself, or removed by another connection, which nothing
+    /// here would notice.
     mortal_exchanges: bool,
     /// The queues that were there after the last step.
     there: BTreeSet<String>,
@@ -138,6 +139,7 @@ impl<'a> World<'a> {
         Ok(Some(match step {
             Step::Declare { connection, topology } => self.declare(*connection, topology).await,
             Step::Remove { connection, topology } => {
+                self.mortal_exchanges |= *connection != 0 && !topology.exchanges.is_empty();
                 let topology = named_topology(&prefix, topology);
                 tokio::join!(
                     self.reference.remove(*connection, &topology),

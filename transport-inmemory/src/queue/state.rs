@@ -173,10 +173,11 @@ impl State {
         self.ready.push(entry);
         // A consumer that waits gets it even with no time to live at all, as in RabbitMQ.
         self.dispatch_at(now, env, effects);
+        // In this order: one without time to live pushes another out before it expires.
+        self.enforce_length(effects);
         if let Some(now) = now {
             self.expire(now, effects);
         }
-        self.enforce_length(effects);
     }
 
     fn enforce_length(&mut self, effects: &mut Effects) {

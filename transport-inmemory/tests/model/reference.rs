@@ -243,10 +243,10 @@ impl Queue {
         entry.expires = ttl.map(|ttl| now + ttl);
         self.ready.push(entry);
         self.dispatch(spec, now);
+        self.enforce_length(spec);
         if ttl.is_some() {
             self.expire(spec, now);
         }
-        self.enforce_length(spec);
     }
 
     fn enforce_length(&mut self, spec: &Spec) {

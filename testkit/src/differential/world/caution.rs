@@ -44,6 +44,17 @@ impl World<'_> {
             && self.counts(0, &held.queue).await.0.ready() == 0
     }
 
+    /// Whether what a loss gives back to a queue may die there in another order; see
+    /// `deaths-by-loss`.
+    fn buries_out_of_order(&self, queue: &str) -> bool {
+        !self.subject.capabilities().uncounted_release
+            && self.queues.get(queue).is_some_and(|queue| {
+                queue.kind == QueueKind::Quorum
+                    && queue.max_length.is_some()
+                    && queue.dead_letter.is_some()
+            })
+    }
+
     /// Whether what comes again after a loss comes in one order and as often on both sides.
     pub(super) async fn may_lose(&self, connection: usize) -> bool {
         if connection == 0 && self.lacks_mortal_things() {
@@ -55,7 +66,10 @@ impl World<'_> {
         let users: BTreeSet<_> = reading.chain(holding).collect();
         for (_, queue, reader) in users.iter().filter(|(known, ..)| *known == connection) {
             let is_shared = users.iter().any(|(_, other, id)| other == queue && id != reader);
-            if is_shared || self.counts(0, queue).await.0.ready() > 0 {
+            if is_shared
+                || self.buries_out_of_order(queue)
+                || self.counts(0, queue).await.0.ready() > 0
+            {
                 return false;
             }
         }
