@@ -71,14 +71,14 @@ pub trait Harness: fmt::Debug + Send + Sync + 'static {
     /// is listed as not applicable.
     fn faults(&self) -> &[Fault];
 
-    /// A broker to run `behaviour` on. It may be one of its own or shared by all of them:
-    /// behaviours that upset a whole broker never run beside others, and every name they use is
-    /// theirs alone.
+    /// A broker to run a behaviour on that will ask for these faults. It may be one of its own or
+    /// shared by all of them: behaviours that upset a whole broker never run beside others, and
+    /// every name they use is theirs alone.
     ///
     /// # Errors
     ///
     /// When there is no broker; the message should say how to start one.
-    async fn broker(&self, behaviour: &str) -> Result<Arc<dyn TestBroker>>;
+    async fn broker(&self, faults: &[Fault]) -> Result<Arc<dyn TestBroker>>;
 
     /// How long one behaviour may take by the machine's clock. Default: 60 seconds.
     fn time_limit(&self) -> Duration {

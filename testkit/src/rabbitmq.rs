@@ -28,6 +28,7 @@ pub use self::management::Management;
 use crate::{
     behaviour,
     harness::{Clock, Connection, Fault, Harness, Route, TestBroker, Wire},
+    proxy::{Direction, FaultProxy},
 };
 
 /// The script that starts, stops and commands the brokers.
@@ -141,6 +142,7 @@ impl Harness for RabbitMq {
     fn faults(&self) -> &[Fault] {
         &[
             Fault::ConnectionLoss,
+            Fault::HeldConfirms,
             Fault::Alarm,
             Fault::Outage,
             Fault::Crash,
@@ -149,10 +151,18 @@ impl Harness for RabbitMq {
         ]
     }
 
-    async fn broker(&self, _behaviour: &str) -> Result<Arc<dyn TestBroker>> {
+    async fn broker(&self, faults: &[Fault]) -> Result<Arc<dyn TestBroker>> {
+        let address = address(&variable(self.url_variable)?)?;
+        let proxy = if faults.contains(&Fault::HeldConfirms) {
+            let proxy = FaultProxy::start(address).await;
+            Some(Arc::new(proxy.map_err(|error| failed("starting a proxy", error))?))
+        } else {
+            None
+        };
         Ok(Arc::new(Broker {
             kind: self.clone(),
-            address: address(&variable(self.url_variable)?)?,
+            address,
+            proxy,
             management: Management::new(&variable(self.management_variable)?),
             users: Mutex::default(),
         }))
@@ -166,10 +176,18 @@ impl Harness for RabbitMq {
 struct Broker {
     kind: RabbitMq,
     address: SocketAddr,
+    /// The way to the broker, for a behaviour that wants confirms held back.
+    proxy: Option<Arc<FaultProxy>>,
     management: Management,
     /// One for each connection: what the broker knows of a user's connections is exact, while its
     /// list of all connections lags behind by seconds.
     users: Mutex<Vec<String>>,
+}
+
+impl Broker {
+    fn way(&self) -> Result<&FaultProxy> {
+        self.proxy.as_deref().ok_or_else(|| failed("holding confirms", "it was not announced"))
+    }
 }
 
 #[async_trait]
@@ -186,8 +204,9 @@ impl TestBroker for Broker {
             // A broker that is down; the transport is to say so.
             Err(_) => {}
         }
+        let way = self.proxy.as_ref().map_or(self.address, |proxy| proxy.address());
         let login = Login {
-            address: route.address.unwrap_or(self.address),
+            address: route.address.unwrap_or(way),
             user: user.clone(),
             password: route.password.clone().unwrap_or_else(|| user.clone()),
             virtual_host: route.virtual_host.clone().unwrap_or_else(|| "/".to_owned()),
@@ -195,7 +214,8 @@ impl TestBroker for Broker {
         };
         let transport = (self.kind.connect)(login).await?;
         let management = self.management.clone();
-        let operator = Operator { user, management, parts_cut: AtomicUsize::new(0) };
+        let proxy = self.proxy.clone();
+        let operator = Operator { user, management, proxy, parts_cut: AtomicUsize::new(0) };
         Ok(Connection::new(transport, Arc::new(operator)))
     }
 
@@ -223,25 +243,29 @@ impl TestBroker for Broker {
 
     async fn begin(&self, fault: Fault) -> Result<()> {
         match fault {
+            Fault::HeldConfirms => self.way()?.stall(Direction::ToClient),
             Fault::Alarm => {
                 let set = format!("rabbit_alarm:set_alarm({{{ALARM}, []}}).");
-                self.kind.script(&["ctl", "eval", &set]).await
+                self.kind.script(&["ctl", "eval", &set]).await?;
             }
-            Fault::Outage => self.kind.script(&["stop"]).await,
-            Fault::Crash => self.kind.script(&["kill"]).await,
-            other => Err(failed("RabbitMQ knows no fault", format!("{other:?}"))),
+            Fault::Outage => self.kind.script(&["stop"]).await?,
+            Fault::Crash => self.kind.script(&["kill"]).await?,
+            other => return Err(failed("RabbitMQ knows no fault", format!("{other:?}"))),
         }
+        Ok(())
     }
 
     async fn end(&self, fault: Fault) -> Result<()> {
         match fault {
+            Fault::HeldConfirms => self.way()?.heal(),
             Fault::Alarm => {
                 let clear = format!("rabbit_alarm:clear_alarm({ALARM}).");
-                self.kind.script(&["ctl", "eval", &clear]).await
+                self.kind.script(&["ctl", "eval", &clear]).await?;
             }
-            Fault::Outage | Fault::Crash => self.kind.script(&["start"]).await,
-            other => Err(failed("RabbitMQ knows no fault", format!("{other:?}"))),
+            Fault::Outage | Fault::Crash => self.kind.script(&["start"]).await?,
+            other => return Err(failed("RabbitMQ knows no fault", format!("{other:?}"))),
         }
+        Ok(())
     }
 }
 
@@ -249,12 +273,18 @@ impl TestBroker for Broker {
 struct Operator {
     user: String,
     management: Management,
+    proxy: Option<Arc<FaultProxy>>,
     parts_cut: AtomicUsize,
 }
 
 #[async_trait]
 impl Wire for Operator {
     async fn cut(&self) -> Result<()> {
+        // What is held back must not be let go by the broker's closing.
+        if let Some(proxy) = &self.proxy {
+            proxy.cut();
+            return Ok(());
+        }
         let deadline = Env::system().now() + SHOWN_WITHIN;
         // While it reconnects there is nothing to cut.
         while self.management.connections(&self.user).await?.is_empty() {

@@ -169,7 +169,7 @@ fn trials_of(harness: &Arc<dyn Harness>, left_over: &LeftOver) -> Vec<(bool, Tri
 }
 
 async fn ask_capabilities(harness: &dyn Harness) -> Result<Capabilities> {
-    let scene = Scene::open(harness, harness.broker("capabilities").await?).await?;
+    let scene = Scene::open(harness, harness.broker(&[]).await?).await?;
     let capabilities = scene.capabilities().clone();
     scene.clean_up().await?;
     Ok(capabilities)
@@ -222,16 +222,15 @@ fn runtime(clock: Clock) -> Runtime {
 
 /// Runs a behaviour and cleans up after it, whether it failed or not.
 async fn play(harness: &dyn Harness, behaviour: Behaviour) -> Result<(), String> {
-    let broker = harness
-        .broker(behaviour.name())
-        .await
-        .map_err(|error| format!("no broker to test: {error}"))?;
+    let faults: Vec<_> = behaviour.faults().collect();
+    let broker =
+        harness.broker(&faults).await.map_err(|error| format!("no broker to test: {error}"))?;
     let scene = Scene::open(harness, broker.clone())
         .await
         .map_err(|error| format!("no connection to the broker under test: {error}"))?;
     let outcome = AssertUnwindSafe(behaviour.run(scene.clone())).catch_unwind().await;
     let mut healed = Ok(());
-    for fault in behaviour.faults().filter(|fault| fault.is_broker_wide()) {
+    for fault in faults.into_iter().filter(|fault| fault.is_broker_wide()) {
         healed = healed.and(broker.end(fault).await);
     }
     let cleaned = scene.clean_up().await;
@@ -297,7 +296,7 @@ mod tests {
             &[]
         }
 
-        async fn broker(&self, _behaviour: &str) -> Result<Arc<dyn TestBroker>> {
+        async fn broker(&self, _faults: &[Fault]) -> Result<Arc<dyn TestBroker>> {
             if self.reachable {
                 Ok(Arc::new(Idle))
             } else {

@@ -117,6 +117,7 @@ impl Owner {
             let cancel = self.channel.basic_cancel(self.deliveries.tag(), Default::default());
             let _left = timeout(LEAVE_TIMEOUT, cancel).await;
         }
+        self.session.retire(&self.channel);
     }
 
     async fn serve(&mut self) -> Over {

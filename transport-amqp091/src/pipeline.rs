@@ -117,13 +117,15 @@ impl Pipeline {
         let shutdown = self.link.shutdown().clone();
         let ended = async {
             while let Some(session) = self.wait_for_session().await {
-                let channel = match confirm_channel(&self.link, &session).await {
-                    Ok(channel) => channel,
-                    Err(error) => {
+                let link = self.link.clone();
+                let channel = match self.meanwhile(confirm_channel(&link, &session)).await {
+                    Some(Ok(channel)) => channel,
+                    Some(Err(error)) => {
                         tracing::debug!(%error, "no channel to publish on yet");
-                        sleep(CHANNEL_PAUSE).await;
+                        let _pause = self.meanwhile(sleep(CHANNEL_PAUSE)).await;
                         continue;
                     }
+                    None => break,
                 };
                 let mut run = Run::new(channel);
                 let left = tokio::select! {
@@ -136,7 +138,10 @@ impl Pipeline {
                         session.close_channel(&run.channel).await;
                         return;
                     }
-                    Left::Lost => run.give_up("the connection was lost before the verdict"),
+                    Left::Lost => {
+                        run.give_up("the connection was lost before the verdict");
+                        session.retire(&run.channel);
+                    }
                     Left::Channel => {
                         session.note_dead_channel();
                         self.blame(run);
@@ -153,8 +158,7 @@ impl Pipeline {
         }
     }
 
-    /// Waits until there is a session that takes publishes; `None` when there will be none. What
-    /// waits too long meanwhile is told so.
+    /// Waits until there is a session that takes publishes; `None` when there will be none.
     async fn wait_for_session(&mut self) -> Option<Arc<Session>> {
         let mut watch = self.link.watch();
         loop {
@@ -170,15 +174,27 @@ impl Pipeline {
                     _ => {}
                 }
             }
+            self.meanwhile(watch.changed()).await?.ok()?;
+        }
+    }
+
+    /// Waits for something that is needed before anything can be sent; what waits too long
+    /// meanwhile is told so. `None` when the publisher was dropped and nothing is left to be sent.
+    async fn meanwhile<T>(&mut self, needed: impl Future<Output = T>) -> Option<T> {
+        let mut needed = pin!(needed);
+        loop {
             let next = self.first.front().map(|job| job.deadline);
             tokio::select! {
-                changed = watch.changed() => changed.ok()?,
+                biased;
+                outcome = &mut needed => return Some(outcome),
                 job = self.jobs.recv(), if self.open => match job {
                     Some(job) => self.first.push_back(job),
-                    None if self.first.is_empty() => return None,
                     None => self.open = false,
                 },
                 () = until(next) => self.expire_unsent(),
+            }
+            if !self.open && self.first.is_empty() {
+                return None;
             }
         }
     }
@@ -212,7 +228,8 @@ impl Pipeline {
                 return Left::Done;
             }
             // It may go off for a message that has its verdict, and is set anew then.
-            if !is_set && let Some(next) = run.next_deadline() {
+            let unsent = self.first.front().map(|job| job.deadline);
+            if !is_set && let Some(next) = run.next_deadline().into_iter().chain(unsent).min() {
                 alarm.set(until(Some(next)));
                 is_set = true;
             }
@@ -239,6 +256,7 @@ impl Pipeline {
                 changed = watch.changed() => if changed.is_err() { return Left::Done },
                 () = &mut alarm, if is_set => {
                     is_set = false;
+                    self.expire_unsent();
                     run.expire(self.link.env().now());
                     // A channel that owes a whole window of confirms is of no use any more.
                     if run.overdue >= self.window {

@@ -19,7 +19,10 @@ use lapin::{
     uri::AMQPUri,
 };
 use postrider_core::{Error, ErrorKind, Result};
-use tokio::time::{Instant, interval, timeout, timeout_at};
+use tokio::{
+    sync::OnceCell,
+    time::{Instant, interval, timeout, timeout_at},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -51,6 +54,11 @@ pub(crate) struct Session {
     /// Cancelled when one of the connections is gone.
     over: CancellationToken,
     spare: Mutex<Vec<Channel>>,
+    /// Channels that were left when it was over, until its connections are closed: the client
+    /// library closes a channel that is dropped, and a task of its waits for ever when the
+    /// connection is closed just then.
+    retired: Mutex<Vec<Channel>>,
+    closed: OnceCell<()>,
     /// The tasks that own its consumers' channels.
     consumers: TaskTracker,
     /// Channels that ended by an error.
@@ -156,6 +164,8 @@ impl Dial {
             consuming,
             over: CancellationToken::new(),
             spare: Mutex::default(),
+            retired: Mutex::default(),
+            closed: OnceCell::new(),
             consumers: TaskTracker::new(),
             dead_channels: AtomicU16::new(0),
             worn: CancellationToken::new(),
@@ -326,9 +336,15 @@ impl Session {
             return;
         }
         tokio::select! {
+            biased;
+            () = self.over() => self.retire(channel),
             _left = timeout(CLOSE_TIMEOUT, channel.close(200, "OK".into())) => {}
-            () = self.over() => {}
         }
+    }
+
+    /// Keeps a channel of a session that is over until its connections are closed.
+    pub(crate) fn retire(&self, channel: &Channel) {
+        self.retired.lock().unwrap_or_else(PoisonError::into_inner).push(channel.clone());
     }
 
     /// Runs the task that owns a consumer's channel.
@@ -342,12 +358,19 @@ impl Session {
         self.consumers.wait().await;
     }
 
-    /// Closes both connections, within a time limit.
+    /// Closes both connections, within a time limit. Whoever comes second waits for the first: a
+    /// connection that is closed twice leaves a task of the client library waiting for ever.
     pub(crate) async fn close(&self) {
-        self.end();
-        let _left = timeout(LEAVE_TIMEOUT, self.consumers_gone()).await;
-        self.spare.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        future::join(close_connection(&self.publishing), close_connection(&self.consuming)).await;
+        let close = async || {
+            self.end();
+            let _left = timeout(LEAVE_TIMEOUT, self.consumers_gone()).await;
+            let (publishing, consuming) = (&self.publishing, &self.consuming);
+            future::join(close_connection(publishing), close_connection(consuming)).await;
+            for channels in [&self.spare, &self.retired] {
+                channels.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            }
+        };
+        self.closed.get_or_init(close).await;
     }
 }
 

@@ -37,7 +37,7 @@ impl Harness for Memory {
     }
 
     /// Each behaviour has a broker of its own, because a broker keeps the time of one runtime.
-    async fn broker(&self, _behaviour: &str) -> Result<Arc<dyn TestBroker>> {
+    async fn broker(&self, _faults: &[Fault]) -> Result<Arc<dyn TestBroker>> {
         let env = match self.0 {
             Clock::Virtual => Env::simulated(SEED),
             Clock::Real => Env::system(),

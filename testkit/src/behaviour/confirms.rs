@@ -22,6 +22,10 @@ pub(super) fn behaviours() -> Vec<Behaviour> {
             &[Need::Topology, Need::Fault(Fault::HeldConfirms), Need::Fault(Fault::ConnectionLoss)],
         ),
         Behaviour::new(
+            publish_keeps_its_timeout_from_the_first,
+            &[Need::Topology, Need::Fault(Fault::HeldConfirms)],
+        ),
+        Behaviour::new(
             late_verdict_is_unknown,
             &[Need::Topology, Need::Fault(Fault::HeldConfirms)],
         ),
@@ -210,6 +214,7 @@ async fn lost_connection_leaves_verdicts_unknown(scene: Scene) {
     let queue = scene.queue("unknown").await;
     let mut events = scene.transport().events();
     let publisher = scene.publisher().await;
+    set_up(&scene, &*publisher, &queue).await;
     scene.begin(Fault::HeldConfirms).await;
     let mut confirms = Vec::new();
     for n in 0..50 {
@@ -235,10 +240,37 @@ async fn send_number(scene: &Scene, publisher: &dyn Publisher, queue: &str, n: u
     scene.send(publisher, envelope).await
 }
 
+/// Publishes for the first time, so that nothing has to be asked before the next can be sent.
+async fn set_up(scene: &Scene, publisher: &dyn Publisher, queue: &str) {
+    let confirm = send_number(scene, publisher, queue, 0).await;
+    assert_eq!(scene.verdict(confirm).await, Verdict::Accepted, "the first publish");
+}
+
+async fn publish_keeps_its_timeout_from_the_first(scene: Scene) {
+    let timeout = Duration::from_secs(1);
+    let queue = scene.queue("first").await;
+    let publisher = scene.publisher_with(PublisherOptions::default().with_timeout(timeout)).await;
+    scene.begin(Fault::HeldConfirms).await;
+    let began = scene.env().now();
+    let confirm = send_number(&scene, &*publisher, &queue, 0).await;
+    let verdict = scene.verdict(confirm).await;
+    // Whether it could be sent depends on what has to be asked of the broker before.
+    assert!(
+        matches!(verdict, Verdict::Unknown(_) | Verdict::Rejected(_)),
+        "the broker said nothing, and the verdict is {verdict:?}"
+    );
+    let took = scene.env().now() - began;
+    assert!(took >= timeout, "a verdict may take {timeout:?} and was given up after {took:?}");
+    scene.end(Fault::HeldConfirms).await;
+    let confirm = send_number(&scene, &*publisher, &queue, 1).await;
+    assert_eq!(scene.verdict(confirm).await, Verdict::Accepted, "the next publish");
+}
+
 async fn late_verdict_is_unknown(scene: Scene) {
     let timeout = Duration::from_secs(1);
     let queue = scene.queue("late").await;
     let publisher = scene.publisher_with(PublisherOptions::default().with_timeout(timeout)).await;
+    set_up(&scene, &*publisher, &queue).await;
     scene.begin(Fault::HeldConfirms).await;
     let began = scene.env().now();
     let confirm = send_number(&scene, &*publisher, &queue, 0).await;
