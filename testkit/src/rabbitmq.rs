@@ -302,9 +302,15 @@ impl Wire for Operator {
         loop {
             let mut parts = self.management.named_connections(&self.user).await?;
             parts.sort();
-            if !parts.is_empty() {
+            let mut listed: Vec<_> = parts.iter().map(|(_, connection)| connection).collect();
+            let mut open = self.management.connections(&self.user).await?;
+            listed.sort();
+            open.sort();
+            // The list with the names lags behind, and of what was lost a part may still be closing.
+            let settled =
+                listed.into_iter().eq(&open) && parts.windows(2).all(|pair| pair[0].0 != pair[1].0);
+            if settled && !parts.is_empty() {
                 let (_, connection) = &parts[turn % parts.len()];
-                // The list lags behind: what it shows may be gone.
                 if self.management.close(connection).await? {
                     return Ok(());
                 }
