@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    future::ready,
     pin::{Pin, pin},
     sync::Arc,
     task::Poll,
@@ -407,10 +408,16 @@ impl Run {
 /// Begins a publish. No await lies between its number and its place on the wire, so that the
 /// order of the one is the order of the other. Gives the message back when the channel has closed.
 async fn publish(run: &mut Run, job: Job) -> Result<(), Job> {
+    // Asked here, because the error of a publish does not tell whether it was written before.
+    if !run.channel.status().connected() {
+        run.channel_is_gone();
+        return Err(job);
+    }
     let envelope = job.envelope.clone();
     let deadline = job.deadline;
     let mut properties = properties::write(&envelope.message);
     let number = run.flight.enter(job, &mut properties);
+    run.deadlines.push_back((deadline, number));
     let channel = run.channel.clone();
     let mut publish: Publish = Box::pin(async move {
         let options = BasicPublishOptions { mandatory: true, immediate: false };
@@ -424,22 +431,11 @@ async fn publish(run: &mut Run, job: Job) -> Result<(), Job> {
             Err(error) => (number, Err(error)),
         }
     });
-    match poll!(&mut publish) {
-        Poll::Pending => {
-            run.deadlines.push_back((deadline, number));
-            run.publishing.push(publish);
-        }
-        // Refused before it was written, because the channel has closed.
-        Poll::Ready((_, Err(_))) => {
-            run.channel_is_gone();
-            if let Some((job, _)) = run.flight.leave(number) {
-                return Err(job);
-            }
-        }
-        Poll::Ready((_, Ok(confirmation))) => {
-            run.settle((number, Ok(confirmation))).await;
-        }
-    }
+    let begun = poll!(&mut publish);
+    run.publishing.push(match begun {
+        Poll::Pending => publish,
+        Poll::Ready(outcome) => Box::pin(ready(outcome)),
+    });
     Ok(())
 }
 
