@@ -5,6 +5,8 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
+use crate::MAX_NAME_BYTES;
+
 /// The header that carries [`Message::causation_id`](crate::Message::causation_id) where the protocol
 /// has no property for it: text.
 pub const CAUSATION_ID_HEADER: &str = "postrider-causation-id";
@@ -50,6 +52,15 @@ impl HeaderValue {
             Self::List(items) => items.iter().all(Self::is_finite),
             Self::Map(headers) => headers.iter().all(|(_, value)| value.is_finite()),
             _ => true,
+        }
+    }
+
+    /// The first name in it that is longer than the protocol takes, at any depth.
+    fn too_long_name(&self) -> Option<&str> {
+        match self {
+            Self::List(items) => items.iter().find_map(Self::too_long_name),
+            Self::Map(headers) => headers.too_long_name(),
+            _ => None,
         }
     }
 
@@ -149,6 +160,12 @@ impl Headers {
         self.0.iter().map(|(name, value)| (name.as_ref(), value))
     }
 
+    /// The first name that is longer than the protocol takes, in headers that are values too.
+    pub(crate) fn too_long_name(&self) -> Option<&str> {
+        let own = self.iter().map(|(name, _)| name).find(|name| name.len() > MAX_NAME_BYTES);
+        own.or_else(|| self.iter().find_map(|(_, value)| value.too_long_name()))
+    }
+
     /// How many headers there are.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -169,5 +186,21 @@ impl<K: Into<Cow<'static, str>>, V: Into<HeaderValue>> FromIterator<(K, V)> for 
             headers.set(name, value);
         }
         headers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_name_is_found_at_any_depth() {
+        let long = "x".repeat(MAX_NAME_BYTES + 1);
+        let inner: Headers = [(long.clone(), HeaderValue::Int(1))].into_iter().collect();
+        let mut headers = Headers::new();
+        headers.set("short", 1);
+        assert_eq!(headers.too_long_name(), None);
+        headers.set("list", vec![HeaderValue::Int(1), HeaderValue::Map(inner)]);
+        assert_eq!(headers.too_long_name(), Some(&*long));
     }
 }

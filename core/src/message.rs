@@ -196,7 +196,7 @@ impl Message {
         let too_long = texts
             .iter()
             .filter_map(|(property, text)| text.as_deref().map(|text| (*property, text)))
-            .chain(self.headers.iter().map(|(name, _)| ("header name", name)))
+            .chain(self.headers.too_long_name().map(|name| ("header name", name)))
             .find(|(_, text)| text.len() > MAX_NAME_BYTES);
         if let Some((property, text)) = too_long {
             let bytes = text.len();

@@ -27,6 +27,7 @@ save_state() {
 # One command at a time changes what runs. Released when the process ends; what it starts in the
 # background must close descriptor 9.
 lock_state() {
+    command -v flock >/dev/null || fail "flock is missing; it is part of util-linux"
     mkdir -p "$state_folder"
     exec 9>"$state_folder/lock"
     if ! flock --nonblock 9; then

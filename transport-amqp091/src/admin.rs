@@ -12,7 +12,7 @@ use lapin::{
 };
 use postrider_core::{
     Action, Binding, Difference, Entity, Error, ErrorKind, Exchange, Plan, Queue, QueueInfo,
-    Result, Step, Target, Topology, check_name,
+    Result, Step, Target, Topology, TransportEvent, check_name,
 };
 use tokio::time::{Instant, sleep};
 
@@ -98,6 +98,14 @@ impl<'a> Admin<'a> {
 
     pub(crate) async fn purge(&self, name: &str) -> Result<u64> {
         check_name(self.operation, name)?;
+        if name.is_empty() {
+            // The protocol's word for the channel's last queue.
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                self.operation,
+                "no queue has an empty name",
+            ));
+        }
         self.call(async |channel| {
             channel.queue_purge(name.into(), QueuePurgeOptions::default()).await
         })
@@ -252,9 +260,13 @@ impl<'a> Admin<'a> {
             self.queue_info(&queue.name).await?;
         }
         for binding in &topology.bindings {
-            self.unbind(binding).await?;
+            binding.check()?;
+            if !matches!(&binding.target, Target::Queue(queue) if queue.is_empty()) {
+                self.unbind(binding).await?;
+            }
         }
-        for queue in &topology.queues {
+        // An empty name is the protocol's word for the channel's last queue.
+        for queue in topology.queues.iter().filter(|queue| !queue.name.is_empty()) {
             let options = QueueDeleteOptions::default();
             let deleted = self
                 .call(async |channel| channel.queue_delete((&*queue.name).into(), options).await)
@@ -320,23 +332,40 @@ pub(crate) async fn prune(link: &Link, session: &Session, deadline: Instant) -> 
 /// Declares anew what went with the lost session: what is durable outlives it, and where that is
 /// missing somebody took it away.
 pub(crate) async fn restore(link: &Arc<Link>, session: &Session) -> Result<()> {
-    let deadline = link.operation_deadline();
-    let admin = Admin::new(session, "reconnect", deadline);
+    // Each call has its time: how long all of them take depends on how much was declared.
+    let admin = || Admin::new(session, "reconnect", link.operation_deadline());
+    let unlocked_by = link.env().now() + LOCK_TIMEOUT;
     let known = link.record().topology().clone();
     for exchange in &known.exchanges {
+        let entity = || format!("exchange '{}'", exchange.name);
         if exchange_goes_by_itself(exchange) {
-            tell(link, admin.declare_exchange(exchange).await)?;
-        } else if !admin.has_exchange(&exchange.name).await? {
-            link.record().forget_exchange(&exchange.name);
+            tell(link, entity, admin().declare_exchange(exchange).await)?;
+        } else {
+            match admin().has_exchange(&exchange.name).await {
+                Ok(false) => link.record().forget_exchange(&exchange.name),
+                other => tell(link, entity, other.map(drop))?,
+            }
         }
     }
     for queue in &known.queues {
+        let entity = || format!("queue '{}'", queue.name);
         if goes_by_itself(queue) {
-            tell(link, declare_own(link, &admin, queue).await)?;
+            let declared = loop {
+                match admin().declare_queue(queue).await {
+                    // Until the broker has seen its last owner go, it is locked.
+                    Err(error)
+                        if error.kind() == ErrorKind::Locked && link.env().now() < unlocked_by =>
+                    {
+                        sleep(LOCK_PAUSE).await;
+                    }
+                    outcome => break outcome,
+                }
+            };
+            tell(link, entity, declared)?;
         } else {
-            match admin.queue_info(&queue.name).await {
+            match admin().queue_info(&queue.name).await {
                 Ok(None) => link.record().forget_queue(&queue.name),
-                other => tell(link, other.map(drop))?,
+                other => tell(link, entity, other.map(drop))?,
             }
         }
     }
@@ -351,31 +380,20 @@ pub(crate) async fn restore(link: &Arc<Link>, session: &Session) -> Result<()> {
                     || binding.target == Target::Exchange(exchange.name.clone()))
         });
         if anew {
-            tell(link, admin.bind(binding).await)?;
+            tell(link, || format!("binding {binding}"), admin().bind(binding).await)?;
         }
     }
     Ok(())
 }
 
-/// Declares an exclusive queue; until the broker has seen its last owner go, it is locked.
-async fn declare_own(link: &Link, admin: &Admin<'_>, queue: &Queue) -> Result<()> {
-    let until = link.env().now() + LOCK_TIMEOUT;
-    loop {
-        match admin.declare_queue(queue).await {
-            Err(error) if error.kind() == ErrorKind::Locked && link.env().now() < until => {
-                sleep(LOCK_PAUSE).await;
-            }
-            outcome => return outcome,
-        }
-    }
-}
-
 /// What cannot be restored is told and left out; only a broken connection begins anew.
-fn tell(link: &Link, outcome: Result<()>) -> Result<(), Error> {
+fn tell(link: &Link, entity: impl Fn() -> String, outcome: Result<()>) -> Result<(), Error> {
     match outcome {
         Err(error) if error.is_retryable() => Err(error),
         Err(error) => {
             tracing::error!(%error, url = link.url(), "a part of the topology is not restored");
+            let (entity, cause) = (entity(), error.to_string());
+            link.events().send(TransportEvent::NotRestored { entity, cause });
             Ok(())
         }
         Ok(()) => Ok(()),

@@ -2,7 +2,7 @@
 //! address. A rung serves one delay and one address, so that no message waits behind another, and
 //! exchange and routing key are restored by the broker itself.
 //!
-//! Delays are rounded up to at most a thirty-second more, so that few rungs serve many delays. A
+//! Delays are rounded up to at most 1/32 more, so that few rungs serve many delays. A
 //! rung that is not used any more goes by itself, long after the last message that it may hold.
 
 use std::{

@@ -30,7 +30,7 @@
 //! # Delays
 //!
 //! A delay is a queue `postrider.delay.…` with that time to live, whose dead letters go to the
-//! address; delays are rounded up to at most a thirty-second more. A message cannot have both a
+//! address; delays are rounded up to at most 1/32 more. A message cannot have both a
 //! delay and a time to live. A delayed retry is a copy of the message in such a queue, sent to its
 //! own queue again with what it went through in the headers `postrider-attempt` and
 //! `postrider-failures`; the original is acknowledged when the copy is stored. The delivery limit of

@@ -199,6 +199,11 @@ impl Owner {
             Settlement::Retry { after } => {
                 let kept = self.stay.book().ledger.open(tag).map(|kept| kept.clone());
                 let Some(kept) = kept else { return Ok(()) };
+                if kept.info.offset.is_some() {
+                    // A stream is the same for all who read it: nothing is taken out or put in.
+                    self.stay.book().ledger.ack(tag);
+                    return Ok(());
+                }
                 let after = if after.is_zero() { self.own_delay(&kept) } else { after };
                 if after.is_zero() {
                     self.done(tag);

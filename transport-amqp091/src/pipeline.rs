@@ -243,7 +243,7 @@ impl Pipeline {
                         return Left::Channel;
                     }
                 }
-                job = self.jobs.recv(), if self.open && takes => match job {
+                job = self.jobs.recv(), if self.open => match job {
                     Some(job) => {
                         self.first.push_back(job);
                         // Other tasks that are about to publish go before, so that one write takes
@@ -254,7 +254,13 @@ impl Pipeline {
                     }
                     None => self.open = false,
                 },
-                changed = watch.changed() => if changed.is_err() { return Left::Done },
+                changed = watch.changed() => {
+                    if changed.is_err() {
+                        return Left::Done;
+                    }
+                    // Before what waited for the end of an alarm is sent.
+                    self.expire_unsent();
+                }
                 () = &mut alarm, if is_set => {
                     is_set = false;
                     self.expire_unsent();

@@ -143,6 +143,9 @@ impl Binding {
             .with_context("binding", self.to_string()));
         }
         check_name("declare", &self.key)?;
+        if let Some(name) = self.arguments.too_long_name() {
+            check_name("declare", name)?;
+        }
         match self.arguments.get("x-match").map(HeaderValue::as_text) {
             None | Some(Some("all" | "any" | "all-with-x" | "any-with-x")) => Ok(()),
             Some(_) => Err(Error::new(

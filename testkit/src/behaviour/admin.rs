@@ -1,7 +1,7 @@
 //! Queues as their keepers see them: counts, purging, and deleting under a user's hands.
 
 use postrider_core::{
-    Address, ConsumerOptions, Envelope, ErrorKind, Message, Queue, Topology, TransportEvent,
+    Address, ConsumerOptions, Envelope, Error, ErrorKind, Message, Queue, Topology, TransportEvent,
     Verdict,
 };
 
@@ -11,6 +11,7 @@ use crate::{Scene, scene::refused};
 pub(super) fn behaviours() -> Vec<Behaviour> {
     const NEEDS: &[Need] = &[Need::Topology];
     vec![
+        Behaviour::new(an_empty_name_is_no_queue, NEEDS),
         Behaviour::new(info_counts_messages_and_consumers, NEEDS),
         Behaviour::new(missing_queue_has_no_info, NEEDS),
         Behaviour::new(purge_removes_what_waits, NEEDS),
@@ -23,6 +24,21 @@ pub(super) fn behaviours() -> Vec<Behaviour> {
 
 fn only(queue: &str) -> Topology {
     Topology::new().queue(Queue::durable(queue.to_owned()))
+}
+
+/// AMQP 0.9.1 means the queue last named on a channel by it.
+async fn an_empty_name_is_no_queue(scene: Scene) {
+    let queue = scene.queue("last").await;
+    scene.publish(&queue, ["stays"]).await;
+    let transport = scene.transport();
+    scene.info(&queue).await;
+    let purged = transport.purge("").await;
+    let kind = purged.as_ref().err().map(Error::kind);
+    assert_eq!(kind, Some(ErrorKind::NotFound), "purging the queue '': {purged:?}");
+    scene.info(&queue).await;
+    let nothing = Topology::new().queue(Queue::durable(""));
+    transport.remove(&nothing).await.expect("what is not there needs no removing");
+    scene.holds(&queue, &["stays"]).await;
 }
 
 async fn info_counts_messages_and_consumers(scene: Scene) {
