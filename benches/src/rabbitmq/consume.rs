@@ -22,7 +22,7 @@ const CLOSE: Duration = Duration::from_secs(10);
 ///
 /// # Panics
 ///
-/// When a message is lost, or not acknowledged in the end.
+/// When a message is lost, or one of a classic queue is not acknowledged in the end.
 pub async fn consume(bench: &Bench, kind: QueueKind) -> Contest {
     let title = format!("consume and ack, {kind:?} queue, 256 B, prefetch {PREFETCH}");
     let mut contest = Contest::new(title, bench.figures(), [POSTRIDER, USED_WELL, AS_MOST])
@@ -57,7 +57,7 @@ async fn filled_queue(bench: &Bench, kind: QueueKind, messages: u64) -> NewQueue
 ///
 /// # Panics
 ///
-/// When a message is lost, or not acknowledged in the end.
+/// When a message is lost, or one of a classic queue is not acknowledged in the end.
 pub async fn consume_with_postrider(bench: &Bench, kind: QueueKind, messages: u64) -> Cost {
     let queue = filled_queue(bench, kind, messages).await;
     let transport = bench.connect().await;
@@ -72,7 +72,7 @@ pub async fn consume_with_postrider(bench: &Bench, kind: QueueKind, messages: u6
     };
     let (cost, ()) = bench.meter.measure(messages, work).await;
     transport.close(CLOSE).await.expect("closed");
-    queue.delete_with(0).await;
+    queue.delete_consumed(kind).await;
     cost
 }
 
@@ -80,7 +80,7 @@ pub async fn consume_with_postrider(bench: &Bench, kind: QueueKind, messages: u6
 ///
 /// # Panics
 ///
-/// When a message is lost, or not acknowledged in the end.
+/// When a message is lost, or one of a classic queue is not acknowledged in the end.
 pub async fn consume_well_with_lapin(bench: &Bench, kind: QueueKind, messages: u64) -> Cost {
     let queue = filled_queue(bench, kind, messages).await;
     let connection = raw::connect(&bench.url).await;
@@ -98,7 +98,7 @@ pub async fn consume_well_with_lapin(bench: &Bench, kind: QueueKind, messages: u
     };
     let (cost, _open) = bench.meter.measure(messages, work).await;
     raw::close(&connection).await;
-    queue.delete_with(0).await;
+    queue.delete_consumed(kind).await;
     cost
 }
 
@@ -116,6 +116,6 @@ async fn as_most_write_it(bench: &Bench, kind: QueueKind, messages: u64) -> Cost
     };
     let (cost, _open) = bench.meter.measure(messages, work).await;
     raw::close(&connection).await;
-    queue.delete_with(0).await;
+    queue.delete_consumed(kind).await;
     cost
 }

@@ -151,6 +151,16 @@ struct NewQueue {
 }
 
 impl NewQueue {
+    /// Deletes it after its consumer was closed that had acknowledged everything.
+    async fn delete_consumed(self, kind: QueueKind) {
+        if kind == QueueKind::Classic {
+            return self.delete_with(0).await;
+        }
+        // A quorum queue has the last acknowledgements applied some time after they were written,
+        // and what a connection closes before may be there again, with lapin alone too.
+        self.admin.remove(&self.topology).await.expect("removed");
+    }
+
     /// Deletes it, after it was made sure that it holds as many messages.
     async fn delete_with(self, messages: u64) {
         let info = self.admin.queue_info(&self.name).await.expect("told").expect("there");
