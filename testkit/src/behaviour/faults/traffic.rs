@@ -144,8 +144,11 @@ impl Publishing {
 struct Seen {
     /// How often each number came.
     counts: BTreeMap<usize, usize>,
-    /// Numbers that came again and were not marked as redelivered.
+    /// Numbers that came without the mark of a redelivery.
     unmarked: BTreeSet<usize>,
+    /// Numbers that came so more than once. Which of two deliveries is noted first says nothing of
+    /// which was made first, so only both without the mark are wrong.
+    unmarked_again: BTreeSet<usize>,
     /// Deliveries that consumers hold unsettled.
     held: usize,
     /// Consumers that ended.
@@ -155,10 +158,9 @@ struct Seen {
 impl Seen {
     fn note(&mut self, delivery: &Delivery) {
         let number = text(delivery).parse().expect("the body is a number");
-        let count = self.counts.entry(number).or_default();
-        *count += 1;
-        if *count > 1 && !delivery.info().redelivered {
-            self.unmarked.insert(number);
+        *self.counts.entry(number).or_default() += 1;
+        if !delivery.info().redelivered && !self.unmarked.insert(number) {
+            self.unmarked_again.insert(number);
         }
         self.held += 1;
     }
@@ -213,7 +215,7 @@ impl Consuming {
             !outcomes.accepted.contains(number) && !outcomes.unknown.contains(number)
         });
         assert_eq!(strange, None, "it came from '{queue}' and was not accepted");
-        let unmarked = seen.unmarked.first();
+        let unmarked = seen.unmarked_again.first();
         let doubted = unmarked.is_some_and(|number| outcomes.unknown.contains(number));
         assert_eq!(unmarked, None, "it came again unmarked; its outcome was unknown: {doubted}");
         let doubled = seen.counts.iter().find(|(_, count)| **count > 1);
