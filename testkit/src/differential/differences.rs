@@ -20,6 +20,9 @@ pub const DIFFERENCES: &[KnownDifference] = &[
     UNLIMITED_RETURN,
     DEATHS_AT_ONCE,
     DEATHS_BY_LOSS,
+    DEATHS_BY_DROP,
+    DEATHS_INTO_GONE,
+    INHERITED_FAILURES,
     CONSUMER_COUNTS,
     DROPPED_SINGLE_ACTIVE,
     DELETED_WITH_UNREAD,
@@ -27,6 +30,7 @@ pub const DIFFERENCES: &[KnownDifference] = &[
     DELAYED_RETRY,
     DELAYED_PUBLISH,
     OVERTAKING_EXPIRY,
+    EXPIRY_BEHIND_RETURNED,
     QUORUM_REJECT_PUBLISH,
     QUORUM_BYTES,
     PRIORITY_LEVELS,
@@ -81,6 +85,29 @@ pub(super) const DEATHS_BY_LOSS: KnownDifference = KnownDifference {
                  queue with a maximum length and dead letters",
 };
 
+pub(super) const DEATHS_BY_DROP: KnownDifference = KnownDifference {
+    name: "deaths-by-drop",
+    reason: "over AMQP 0.9.1 a dropped consumer gives back what nobody read one by one, and a queue \
+             that becomes too long by it drops another message each time",
+    comparison: "consumers of queues that drop messages when they are too long are not dropped",
+};
+
+pub(super) const DEATHS_INTO_GONE: KnownDifference = KnownDifference {
+    name: "deaths-into-gone",
+    reason: "what a lost connection gives back may die at once, before or after the queue for dead \
+             letters that went with the connection is declared again",
+    comparison: "a connection with exclusive or auto-delete queues is not lost while it consumes a \
+                 queue with dead letters",
+};
+
+pub(super) const INHERITED_FAILURES: KnownDifference = KnownDifference {
+    name: "inherited-failures",
+    reason: "since 4.3 a dead letter keeps the failures of the quorum queue it comes from, and the \
+             next quorum queue with a delivery limit counts them",
+    comparison: "in a program with delivery limits dead letters go to one classic queue, which has \
+                 no dead letters itself",
+};
+
 pub(super) const DEATHS_AT_ONCE: KnownDifference = KnownDifference {
     name: "deaths-at-once",
     reason: "the dead letters of queues that one publish fills, and the message itself, come to \
@@ -108,8 +135,8 @@ pub(super) const DELETED_WITH_UNREAD: KnownDifference = KnownDifference {
     name: "deleted-with-unread",
     reason: "a consumer whose queue is deleted may have deliveries in advance, and whether it still \
              hands them out is nobody's promise",
-    comparison: "what the reference hands out before its consumer ends is passed over when the \
-                 subject's has ended",
+    comparison: "what one side hands out before its consumer ends is passed over when the other's \
+                 has ended",
 };
 
 pub(super) const GONE_BEFORE_LOSS: KnownDifference = KnownDifference {
@@ -144,6 +171,14 @@ pub(super) const OVERTAKING_EXPIRY: KnownDifference = KnownDifference {
     reason: "RabbitMQ's classic queues look for what has expired at their front when a message comes \
              to an empty queue, and do not notice one that gets to the front by its priority",
     comparison: "in classic queues with priorities, messages with a short time to live have none",
+};
+
+pub(super) const EXPIRY_BEHIND_RETURNED: KnownDifference = KnownDifference {
+    name: "expiry-behind-returned",
+    reason: "before 4.3 a quorum queue does not notice what has expired behind a message that came \
+             back",
+    comparison: "where a release is counted, messages with a short time to live go only to quorum \
+                 queues where nothing waits",
 };
 
 pub(super) const QUORUM_REJECT_PUBLISH: KnownDifference = KnownDifference {

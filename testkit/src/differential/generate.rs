@@ -19,6 +19,8 @@ const PATTERNS: [&str; 5] = ["a", "a.*", "#", "*.b.#", "a.b"];
 /// A delivery limit that no program reaches.
 const UNREACHED: u32 = 1_000;
 const MISSING: &str = "nowhere";
+/// Where dead letters go in programs with delivery limits: a classic queue that has none itself.
+const GRAVEYARD: &str = "q1";
 
 struct Generator {
     dice: Dice,
@@ -40,7 +42,7 @@ struct Generator {
 pub(super) fn program(seed: u64, means: Means) -> Program {
     let dice = Dice::new(seed);
     let timed = dice.percent(30);
-    let limited = dice.percent(if means.uncounted_release { 70 } else { 30 });
+    let limited = dice.percent(if means.uncounted_release { 50 } else { 30 });
     let mut generator = Generator {
         dice,
         means,
@@ -115,8 +117,10 @@ impl Generator {
     }
 
     fn queue(&mut self, name: &'static str) -> Queue {
-        let mut queue = if self.dice.percent(50) { self.quorum(name) } else { self.classic(name) };
-        let may_die = queue.kind == QueueKind::Classic || self.releases();
+        let is_graveyard = self.limited && name == GRAVEYARD;
+        let is_quorum = self.dice.percent(50) && !is_graveyard;
+        let mut queue = if is_quorum { self.quorum(name) } else { self.classic(name) };
+        let may_die = !is_graveyard && (queue.kind == QueueKind::Classic || self.releases());
         if may_die && self.dice.percent(50) {
             queue.dead_letter = Some(self.dead_letter());
         }
@@ -181,6 +185,12 @@ impl Generator {
     }
 
     fn dead_letter(&self) -> DeadLetter {
+        if self.limited && self.dice.percent(90) {
+            return DeadLetter::to("").with_routing_key(GRAVEYARD);
+        }
+        if self.limited {
+            return DeadLetter::to(MISSING);
+        }
         match self.dice.below(10) {
             0..=5 => DeadLetter::to("").with_routing_key(self.dice.pick(&QUEUES)),
             6..=7 => DeadLetter::to(self.dice.pick(&EXCHANGES)),

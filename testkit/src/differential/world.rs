@@ -147,7 +147,8 @@ impl<'a> World<'a> {
                 )
             }
             Step::Publish { address, message, delay } => {
-                if !delay.is_zero() && !self.may_delay(address) || self.overtakes(address, message)
+                if !delay.is_zero() && !self.may_delay(address)
+                    || self.overtakes(address, message).await
                 {
                     return Ok(None);
                 }
@@ -170,7 +171,7 @@ impl<'a> World<'a> {
                     return Ok(None);
                 }
                 let index = consumer % self.readers.len();
-                if self.is_single_active(&self.readers[index].queue) {
+                if !self.may_drop(&self.readers[index].queue) {
                     return Ok(None);
                 }
                 let reader = self.readers.remove(index);
@@ -253,14 +254,17 @@ impl<'a> World<'a> {
             if seen == SeenDelivery::Nothing {
                 break;
             }
-            let (shown, subject) = receive(&mut reader.subject, PATIENCE, &self.prefix).await;
+            let (mut shown, subject) = receive(&mut reader.subject, PATIENCE, &self.prefix).await;
             let mut seen = seen;
-            if shown == SeenDelivery::End(Some(ErrorKind::NotFound)) {
-                // What the reference had handed to the stream when the queue was deleted.
-                while matches!(seen, SeenDelivery::Message(_)) {
-                    self.course.forgiven.push(DELETED_WITH_UNREAD.name);
-                    seen = receive(&mut reader.reference, AT_ONCE, &self.prefix).await.0;
-                }
+            // What one side had handed to the stream when the queue was deleted.
+            let gone = SeenDelivery::End(Some(ErrorKind::NotFound));
+            while shown == gone && matches!(seen, SeenDelivery::Message(_)) {
+                self.course.forgiven.push(DELETED_WITH_UNREAD.name);
+                seen = receive(&mut reader.reference, AT_ONCE, &self.prefix).await.0;
+            }
+            while seen == gone && matches!(shown, SeenDelivery::Message(_)) {
+                self.course.forgiven.push(DELETED_WITH_UNREAD.name);
+                shown = receive(&mut reader.subject, PATIENCE, &self.prefix).await.0;
             }
             reader.ended = matches!(seen, SeenDelivery::End(_));
             if let (SeenDelivery::Message(seen), Some(reference), Some(subject)) =
@@ -357,7 +361,9 @@ impl<'a> World<'a> {
                 let (reference, subject) = self.counts(0, queue).await;
                 let expected = self.as_told(queue, reference);
                 if subject == expected {
-                    if reference != Counts::Missing {
+                    if reference == Counts::Missing {
+                        self.leaving.retain(|(_, known)| known != queue);
+                    } else {
                         self.there.insert(queue.clone());
                     }
                     if subject != reference {

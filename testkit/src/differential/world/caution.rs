@@ -12,6 +12,16 @@ impl World<'_> {
         self.queues.get(queue).is_some_and(|queue| queue.single_active_consumer)
     }
 
+    /// Whether what a dropped consumer of the queue gives back lives on both sides; see
+    /// `deaths-by-drop`.
+    pub(super) fn may_drop(&self, queue: &str) -> bool {
+        let pushes_out = |queue: &Queue| {
+            queue.overflow == Overflow::DropHead
+                && (queue.max_length.is_some() || queue.max_length_bytes.is_some())
+        };
+        !self.is_single_active(queue) && !self.queues.get(queue).is_some_and(pushes_out)
+    }
+
     /// Whether a delayed publish has the same verdict on both sides.
     pub(super) fn may_delay(&self, address: &Address) -> bool {
         let queue = self.queues.get(address.routing_key());
@@ -19,12 +29,16 @@ impl World<'_> {
             && queue.is_some_and(|queue| queue.overflow == Overflow::DropHead)
     }
 
-    /// Whether it may be the first to expire in front of what waits; see `overtaking-expiry`.
-    pub(super) fn overtakes(&self, address: &Address, message: &Message) -> bool {
-        let queue = self.queues.get(address.routing_key());
-        queue.is_some_and(|queue| queue.max_priority.is_some())
-            && message.priority.is_some()
-            && message.ttl.is_some_and(|ttl| ttl <= SHORT)
+    /// Whether it may expire before what waits in front of it; see `overtaking-expiry` and
+    /// `expiry-behind-returned`.
+    pub(super) async fn overtakes(&self, address: &Address, message: &Message) -> bool {
+        let name = address.routing_key();
+        let Some(queue) = self.queues.get(name) else { return false };
+        let is_short = message.ttl.is_some_and(|ttl| ttl <= SHORT);
+        let by_priority = queue.max_priority.is_some() && message.priority.is_some();
+        let behind_returned =
+            !self.subject.capabilities().uncounted_release && queue.kind == QueueKind::Quorum;
+        is_short && (by_priority || behind_returned && self.counts(0, name).await.0.ready() > 0)
     }
 
     /// Whether a delayed retry comes back as the same message in the same place on both sides.
@@ -60,6 +74,7 @@ impl World<'_> {
         if connection == 0 && self.lacks_mortal_things() {
             return false;
         }
+        let takes_queues = connection == 0 && self.queues.values().any(is_mortal);
         let reading =
             self.readers.iter().map(|reader| (reader.connection, &reader.queue, reader.id));
         let holding = self.held.iter().map(|held| (held.connection, &held.queue, held.reader));
@@ -67,6 +82,7 @@ impl World<'_> {
         for (_, queue, reader) in users.iter().filter(|(known, ..)| *known == connection) {
             let is_shared = users.iter().any(|(_, other, id)| other == queue && id != reader);
             if is_shared
+                || takes_queues && self.has_dead_letters(queue)
                 || self.buries_out_of_order(queue)
                 || self.counts(0, queue).await.0.ready() > 0
             {
@@ -78,9 +94,15 @@ impl World<'_> {
 
     /// Whether something may have gone that the subject would declare again.
     fn lacks_mortal_things(&self) -> bool {
-        let mortal = |queue: &Queue| queue.exclusive || queue.auto_delete;
         self.mortal_exchanges
-            || self.queues.iter().any(|(name, queue)| mortal(queue) && !self.there.contains(name))
+            || self
+                .queues
+                .iter()
+                .any(|(name, queue)| is_mortal(queue) && !self.there.contains(name))
+    }
+
+    fn has_dead_letters(&self, queue: &str) -> bool {
+        self.queues.get(queue).is_some_and(|queue| queue.dead_letter.is_some())
     }
 
     /// The reference's counts as the subject tells them, as far as the two are known to differ.
@@ -95,4 +117,9 @@ impl World<'_> {
         }
         Counts::There { ready, consumers }
     }
+}
+
+/// Whether a queue may go with the connection that declared it.
+const fn is_mortal(queue: &Queue) -> bool {
+    queue.exclusive || queue.auto_delete
 }
