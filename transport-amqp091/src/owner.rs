@@ -326,11 +326,11 @@ impl Owner {
     async fn cancelled(&mut self) -> Result<()> {
         let deadline = self.stay.link().operation_deadline();
         let admin = Admin::new(&self.session, "consume", deadline);
-        let holds = {
+        let may_be_slow = self.session.version().cancels_slow_consumers() && {
             let book = self.stay.book();
             book.orders.is_empty() && book.ledger.first_open().is_some()
         };
-        if holds && admin.queue_info(self.stay.queue()).await?.is_some() {
+        if may_be_slow && admin.queue_info(self.stay.queue()).await?.is_some() {
             let why = "the broker cancelled the consumer; a delivery may have been unsettled for \
                        longer than its consumer timeout";
             return Err(Error::new(ErrorKind::Unavailable, "consume", why));

@@ -91,6 +91,12 @@ impl Version {
         self.counts_failures_apart()
     }
 
+    /// Whether a consumer that leaves a delivery unsettled for too long is cancelled; before, its
+    /// channel is closed.
+    pub(crate) const fn cancels_slow_consumers(self) -> bool {
+        self.counts_failures_apart()
+    }
+
     pub(crate) fn capabilities(self) -> Capabilities {
         let mut capabilities = Capabilities::minimal();
         capabilities.topology = true;

@@ -26,6 +26,7 @@ pub const DIFFERENCES: &[KnownDifference] = &[
     CONSUMER_COUNTS,
     DROPPED_SINGLE_ACTIVE,
     DELETED_WITH_UNREAD,
+    DECLARED_AGAIN,
     GONE_BEFORE_LOSS,
     DELAYED_RETRY,
     DELAYED_PUBLISH,
@@ -137,6 +138,13 @@ pub(super) const DELETED_WITH_UNREAD: KnownDifference = KnownDifference {
              hands them out is nobody's promise",
     comparison: "what one side hands out before its consumer ends is passed over when the other's \
                  has ended",
+};
+
+pub(super) const DECLARED_AGAIN: KnownDifference = KnownDifference {
+    name: "declared-again",
+    reason: "since 4.3 the broker cancels a consumer when its queue is deleted and when it is slow, \
+             and does not say which; one that holds a delivery goes on where the queue is there",
+    comparison: "a deleted queue is declared again only when its consumers have seen that it is gone",
 };
 
 pub(super) const GONE_BEFORE_LOSS: KnownDifference = KnownDifference {

@@ -76,26 +76,31 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The plan of the environment: the first seed from `POSTRIDER_DIFFERENTIAL_SEED` (default: a
-    /// new one each time) and the number of programs from `POSTRIDER_DIFFERENTIAL_PROGRAMS`
-    /// (default: `programs`, and 1 where the seed is given).
+    /// The plan of the environment: the first seed from `POSTRIDER_DIFFERENTIAL_SEED` (a number, or
+    /// `new` for one drawn at random; default: 1) and the number of programs from
+    /// `POSTRIDER_DIFFERENTIAL_PROGRAMS` (default: `programs`, and 1 where a seed is given).
+    ///
+    /// The default is the same programs each time, so that what is checked before a change lands
+    /// does not hang on luck.
     ///
     /// # Panics
     ///
     /// When a variable is no number.
     #[must_use]
     pub fn from_env(programs: u64) -> Self {
-        let number = |name: &str| {
-            let text = env::var(name).ok()?;
-            Some(text.parse().unwrap_or_else(|_| panic!("{name} must be a number: {text:?}")))
+        const SEED: &str = "POSTRIDER_DIFFERENTIAL_SEED";
+        const PROGRAMS: &str = "POSTRIDER_DIFFERENTIAL_PROGRAMS";
+        let number = |name: &str, text: String| {
+            text.parse().unwrap_or_else(|_| panic!("{name} must be a number: {text:?}"))
         };
-        let seed = number("POSTRIDER_DIFFERENTIAL_SEED");
-        let default = if seed.is_some() { 1 } else { programs };
-        Self {
+        let (seed, default) = match env::var(SEED) {
             // Short enough to be read aloud.
-            seed: seed.unwrap_or_else(|| Env::system().random() % 1_000_000_000),
-            programs: number("POSTRIDER_DIFFERENTIAL_PROGRAMS").unwrap_or(default),
-        }
+            Ok(text) if text == "new" => (Env::system().random() % 1_000_000_000, programs),
+            Ok(text) => (number(SEED, text), 1),
+            Err(_) => (1, programs),
+        };
+        let programs = env::var(PROGRAMS).map_or(default, |text| number(PROGRAMS, text));
+        Self { seed, programs }
     }
 }
 

@@ -137,7 +137,12 @@ impl<'a> World<'a> {
     async fn take(&mut self, step: &Step) -> Result<Option<(Seen, Seen)>, String> {
         let prefix = self.prefix.clone();
         Ok(Some(match step {
-            Step::Declare { connection, topology } => self.declare(*connection, topology).await,
+            Step::Declare { connection, topology } => {
+                if self.replaces_what_is_read(topology) {
+                    return Ok(None);
+                }
+                self.declare(*connection, topology).await
+            }
             Step::Remove { connection, topology } => {
                 self.mortal_exchanges |= *connection != 0 && !topology.exchanges.is_empty();
                 let topology = named_topology(&prefix, topology);

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use postrider_core::{Address, Message, Overflow, Queue, QueueKind};
+use postrider_core::{Address, Message, Overflow, Queue, QueueKind, Topology};
 
-use super::World;
+use super::{Reader, World};
 use crate::differential::{observe::Counts, program::SHORT};
 
 impl World<'_> {
@@ -20,6 +20,15 @@ impl World<'_> {
                 && (queue.max_length.is_some() || queue.max_length_bytes.is_some())
         };
         !self.is_single_active(queue) && !self.queues.get(queue).is_some_and(pushes_out)
+    }
+
+    /// Whether a queue would be declared that is gone, and a consumer of it has not seen that; see
+    /// `declared-again`.
+    pub(super) fn replaces_what_is_read(&self, topology: &Topology) -> bool {
+        topology.queues.iter().any(|queue| {
+            let is_read = |reader: &Reader| !reader.ended && reader.queue == *queue.name;
+            !self.there.contains(&*queue.name) && self.readers.iter().any(is_read)
+        })
     }
 
     /// Whether a delayed publish has the same verdict on both sides.
