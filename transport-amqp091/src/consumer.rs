@@ -130,13 +130,12 @@ impl Subscriber {
         Ok(())
     }
 
-    /// Takes a delivery into the buffer; `false` when nobody will read it.
-    pub(crate) fn push(&self, taken: Taken) -> bool {
+    /// Takes deliveries of `stay` into the buffer; `false` when nobody will read them.
+    pub(crate) fn push(&self, stay: &Arc<Stay>, taken: &mut Vec<Taken>) -> bool {
         let mut inner = self.inner();
-        let wanted =
-            matches!(&inner.place, Place::Attached(stay) if Arc::ptr_eq(stay, &taken.stay));
+        let wanted = matches!(&inner.place, Place::Attached(own) if Arc::ptr_eq(own, stay));
         if wanted {
-            inner.buffer.push_back(taken);
+            inner.buffer.extend(taken.drain(..));
         }
         wake(inner);
         wanted

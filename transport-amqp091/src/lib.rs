@@ -74,6 +74,7 @@ mod arguments;
 mod clock;
 mod consumer;
 mod delivered;
+mod dial;
 #[cfg_attr(not(feature = "tls"), path = "no_encryption.rs")]
 mod encryption;
 mod error;

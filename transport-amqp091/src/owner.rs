@@ -1,6 +1,6 @@
 //! The task that owns a consumer's channel: takes what comes, and tells the broker what is settled.
 
-use std::{sync::Arc, time::Duration};
+use std::{mem, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, StreamExt};
 use lapin::{
@@ -25,8 +25,12 @@ use crate::{
     stay::Stay,
 };
 
-/// How long acks are gathered before they are sent.
-const GATHER: Duration = Duration::from_millis(1);
+/// How long acks are gathered before they are sent, when there are few. Each that is sent wakes three
+/// threads, so a consumer of a trickle would spend more on its acks than on its messages.
+const GATHER: Duration = Duration::from_millis(5);
+
+/// How many deliveries are taken in a row before settlements are looked at.
+const RUN: usize = 64;
 
 /// How long one frame may take to be written, and a cancel to be answered.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -62,6 +66,9 @@ pub(crate) struct Owner {
     /// Delayed retries whose copy is not confirmed.
     retries: JoinSet<(u64, Result<()>)>,
     acks: Vec<Ack>,
+    /// Settlements and deliveries at work on, kept for their memory.
+    orders: Vec<(u64, Settlement)>,
+    taken: Vec<Taken>,
 }
 
 impl Owner {
@@ -82,10 +89,12 @@ impl Owner {
             deliveries,
             consuming: true,
             keeps_order,
-            enough: usize::from(prefetch / 10).max(1),
+            enough: usize::from(prefetch / 4).max(1),
             flush_at: None,
             retries: JoinSet::new(),
             acks: Vec::new(),
+            orders: Vec::new(),
+            taken: Vec::new(),
         }
     }
 
@@ -121,6 +130,9 @@ impl Owner {
     }
 
     async fn serve(&mut self) -> Over {
+        // Made once: it is entered in a list under a lock.
+        let session = self.session.clone();
+        let mut over = pin!(session.over());
         loop {
             if let Err(error) = self.obey().await {
                 return Over::Channel(error);
@@ -143,7 +155,7 @@ impl Owner {
             let flush_at = self.flush_at;
             tokio::select! {
                 biased;
-                () = self.session.over() => return Over::Lost,
+                () = &mut over => return Over::Lost,
                 () = self.stay.called() => {}
                 Some(Ok((tag, copied))) = self.retries.join_next() => {
                     if let Err(error) = self.retried(tag, copied).await {
@@ -166,15 +178,25 @@ impl Owner {
 
     /// Does what was ordered since it was last looked at.
     async fn obey(&mut self) -> Result<()> {
-        let (orders, stop, unread) = {
+        let mut orders = mem::take(&mut self.orders);
+        let (stop, unread) = {
             let mut book = self.stay.book();
             book.busy = true;
-            let stop = std::mem::take(&mut book.stop);
-            (std::mem::take(&mut book.orders), stop, std::mem::take(&mut book.unread))
+            mem::swap(&mut book.orders, &mut orders);
+            // Most are acks, which need nothing but the ledger.
+            orders.retain(|(tag, settlement)| {
+                let is_ack = *settlement == Settlement::Ack;
+                if is_ack {
+                    book.ledger.ack(*tag);
+                }
+                !is_ack
+            });
+            (mem::take(&mut book.stop), mem::take(&mut book.unread))
         };
-        for (tag, settlement) in orders {
+        for (tag, settlement) in orders.drain(..) {
             self.apply(tag, settlement).await?;
         }
+        self.orders = orders;
         if stop {
             self.give_back(unread).await?;
         }
@@ -292,30 +314,40 @@ impl Owner {
         Ok(())
     }
 
-    /// Takes what came from the broker.
-    async fn take(
-        &mut self,
-        delivery: Option<lapin::Result<lapin::message::Delivery>>,
-    ) -> Result<()> {
-        match delivery {
-            Some(Ok(delivery)) => {
-                let tag = delivery.delivery_tag;
-                let kept = delivered::read(self.stay.queue(), delivery);
-                let taken = Taken { stay: self.stay.clone(), tag, delivered: kept.clone() };
-                {
-                    let mut book = self.stay.book();
-                    book.next_offset = kept.info.offset.map(|offset| offset + 1);
-                    book.ledger.enter(tag, kept);
-                }
-                if !self.subscriber.push(taken) && !self.keeps_order {
-                    self.stay.stop(vec![tag]);
-                }
-                Ok(())
-            }
-            Some(Err(error)) => Err(translate("consume", error)),
-            None if self.channel.status().connected() => self.cancelled().await,
-            None => {
+    /// Takes what came from the broker, and what came with it.
+    async fn take(&mut self, first: Option<lapin::Result<lapin::message::Delivery>>) -> Result<()> {
+        let mut next = Some(first);
+        while let Some(Some(Ok(delivery))) = next {
+            let tag = delivery.delivery_tag;
+            let delivered = delivered::read(self.stay.queue(), delivery);
+            self.taken.push(Taken { stay: self.stay.clone(), tag, delivered });
+            next =
+                if self.taken.len() < RUN { self.deliveries.next().now_or_never() } else { None };
+        }
+        self.hand_over();
+        match next {
+            None | Some(Some(Ok(_))) => Ok(()),
+            Some(Some(Err(error))) => Err(translate("consume", error)),
+            Some(None) if self.channel.status().connected() => self.cancelled().await,
+            Some(None) => {
                 Err(Error::new(ErrorKind::Unavailable, "consume", "the broker closed the channel"))
+            }
+        }
+    }
+
+    /// Enters what was taken and puts it before the consumer.
+    fn hand_over(&mut self) {
+        {
+            let mut book = self.stay.book();
+            for taken in &self.taken {
+                book.next_offset = taken.delivered.info.offset.map(|offset| offset + 1);
+                book.ledger.enter(taken.tag, taken.delivered.clone());
+            }
+        }
+        if !self.subscriber.push(&self.stay, &mut self.taken) {
+            let unread = self.taken.drain(..).map(|taken| taken.tag).collect();
+            if !self.keeps_order {
+                self.stay.stop(unread);
             }
         }
     }
@@ -344,7 +376,7 @@ impl Owner {
     /// Sends the acks that wait.
     async fn flush(&mut self) -> Result<()> {
         self.flush_at = None;
-        let mut acks = std::mem::take(&mut self.acks);
+        let mut acks = mem::take(&mut self.acks);
         let waiting = {
             let mut book = self.stay.book();
             let waiting = book.ledger.waiting();

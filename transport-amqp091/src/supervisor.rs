@@ -8,8 +8,9 @@ use tokio::time::sleep;
 
 use crate::{
     admin,
+    dial::Dial,
     link::Link,
-    session::{Dial, Listener, News, Session},
+    session::{Listener, News, Session},
 };
 
 /// The first pause between attempts to reconnect.

@@ -7,7 +7,7 @@ use lapin::tcp::{AMQPUriTcpExt, TLSConfig};
 use postrider_core::{Capabilities, Delay, Error, ErrorKind, ReplyMode, Result};
 use tokio::time::timeout;
 
-use crate::{encryption::explain, session::Dial};
+use crate::{dial::Dial, encryption::explain};
 
 /// The largest body: RabbitMQ's default, 16 MiB.
 const MAX_MESSAGE_SIZE: u64 = 16 * 1024 * 1024;
