@@ -1,0 +1,1 @@
+//! RabbitMQ 4 and other brokers over AMQP 1.0, on fe2o3-amqp.
