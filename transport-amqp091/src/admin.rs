@@ -14,15 +14,13 @@ use postrider_core::{
     Action, Binding, Difference, Entity, Error, ErrorKind, Exchange, Plan, Queue, QueueInfo,
     Result, Step, Target, Topology, TransportEvent, check_name,
 };
+use postrider_rabbitmq::{
+    Argument, delay, difference, exchange_arguments, exchange_goes_by_itself, queue_arguments,
+    queue_goes_by_itself,
+};
 use tokio::time::{Instant, sleep};
 
-use crate::{
-    arguments,
-    link::Link,
-    properties,
-    record::{exchange_goes_by_itself, goes_by_itself},
-    session::Session,
-};
+use crate::{arguments, link::Link, properties, session::Session};
 
 /// How long the broker may take to see that the old owner of an exclusive queue is gone.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(20);
@@ -123,7 +121,7 @@ impl<'a> Admin<'a> {
                     (&*exchange.name).into(),
                     arguments::exchange_kind(exchange),
                     arguments::exchange_options(exchange),
-                    arguments::exchange_arguments(exchange),
+                    arguments::table(exchange_arguments(exchange)),
                 )
                 .await
         })
@@ -132,11 +130,22 @@ impl<'a> Admin<'a> {
     }
 
     pub(crate) async fn declare_queue(&self, queue: &Queue) -> Result<()> {
-        self.declare_queue_with(queue, arguments::queue_arguments(queue, self.session.version()))
-            .await
+        self.declare_queue_with(queue, queue_arguments(queue, self.session.version())).await
     }
 
-    pub(crate) async fn declare_queue_with(&self, queue: &Queue, table: FieldTable) -> Result<()> {
+    /// Declares a rung of the ladder of delays.
+    pub(crate) async fn declare_rung(&self, rung: &Queue) -> Result<()> {
+        let mut arguments = queue_arguments(rung, self.session.version());
+        arguments.push(delay::STRATEGY);
+        self.declare_queue_with(rung, arguments).await
+    }
+
+    async fn declare_queue_with(
+        &self,
+        queue: &Queue,
+        arguments: Vec<(&'static str, Argument)>,
+    ) -> Result<()> {
+        let table = arguments::table(arguments);
         let options = arguments::queue_options(queue);
         self.call(async |channel| {
             channel.queue_declare((&*queue.name).into(), options, table).await
@@ -300,12 +309,10 @@ fn gone_is_fine(outcome: Result<()>) -> Result<()> {
 fn conflict_of(declared: Result<()>) -> Result<Action> {
     match declared {
         Ok(()) => Ok(Action::Keep),
-        Err(error) if error.kind() == ErrorKind::Mismatch => {
-            match arguments::difference(error.message()) {
-                Some(difference) => Ok(Action::Conflict(difference)),
-                None => Err(error),
-            }
-        }
+        Err(error) if error.kind() == ErrorKind::Mismatch => match difference(error.message()) {
+            Some(difference) => Ok(Action::Conflict(difference)),
+            None => Err(error),
+        },
         Err(error) => Err(error),
     }
 }
@@ -349,7 +356,7 @@ pub(crate) async fn restore(link: &Arc<Link>, session: &Session) -> Result<()> {
     }
     for queue in &known.queues {
         let entity = || format!("queue '{}'", queue.name);
-        if goes_by_itself(queue) {
+        if queue_goes_by_itself(queue) {
             let declared = loop {
                 match admin().declare_queue(queue).await {
                     // Until the broker has seen its last owner go, it is locked.
@@ -373,7 +380,7 @@ pub(crate) async fn restore(link: &Arc<Link>, session: &Session) -> Result<()> {
     for binding in &bindings {
         // A durable binding between durable ends outlives the session, or was taken away.
         let anew = known.queues.iter().any(|queue| {
-            goes_by_itself(queue) && binding.target == Target::Queue(queue.name.clone())
+            queue_goes_by_itself(queue) && binding.target == Target::Queue(queue.name.clone())
         }) || known.exchanges.iter().any(|exchange| {
             exchange_goes_by_itself(exchange)
                 && (binding.exchange == exchange.name

@@ -14,6 +14,7 @@ use lapin::{
     uri::AMQPUri,
 };
 use postrider_core::Result;
+use postrider_rabbitmq::Version;
 use socket2::SockRef;
 use tokio::time::timeout;
 
@@ -21,7 +22,6 @@ use crate::{
     encryption::Encryption,
     error::{late, translate},
     session::{Listener, Session, close_connection},
-    version::Version,
 };
 
 /// Shuts the socket of a connection when it is dropped, whatever the client library does with it: a

@@ -88,16 +88,13 @@ mod owner;
 mod pipeline;
 mod properties;
 mod publisher;
-mod record;
-mod roster;
 mod session;
 mod stay;
 mod supervisor;
-mod tls;
 mod transport;
 mod uri;
 mod version;
 
 pub use options::Options;
-pub use tls::Tls;
+pub use postrider_rabbitmq::Tls;
 pub use transport::Amqp091;

@@ -13,6 +13,7 @@ use postrider_core::{
     Capabilities, ConnectionState, Env, Error, ErrorKind, EventSender, Health, Result,
     TransportEvent,
 };
+use postrider_rabbitmq::{Record, Roster};
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, timeout_at},
@@ -21,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     consumer::Subscriber, error::closed, exchanges::Exchanges, ladder::Ladder, options::Options,
-    record::Record, roster::Roster, session::Session, stay::Stay,
+    session::Session, stay::Stay,
 };
 
 /// How long a closing connection may take to send what was settled before.

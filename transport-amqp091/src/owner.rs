@@ -231,9 +231,9 @@ impl Owner {
                     self.done(tag);
                     return fail(&self.channel, tag).await;
                 }
-                let (link, queue) = (self.stay.link().clone(), self.stay.queue().clone());
+                let link = self.stay.link().clone();
                 let copied = async move {
-                    let copied = ladder::retry(&link, &queue, &kept, after).await;
+                    let copied = ladder::retry(&link, &kept, after).await;
                     (tag, copied)
                 };
                 self.retries.spawn(copied);

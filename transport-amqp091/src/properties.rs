@@ -136,13 +136,6 @@ fn take_text(headers: &mut Headers, name: &str) -> Option<Cow<'static, str>> {
     }
 }
 
-/// Takes a number away that the broker or this transport put among the headers.
-pub(crate) fn take_count(headers: &mut Headers, name: &str) -> Option<u32> {
-    let number = headers.get(name)?.as_int()?;
-    headers.remove(name);
-    Some(u32::try_from(number).unwrap_or(if number < 0 { 0 } else { u32::MAX }))
-}
-
 /// Takes the place of a message in a stream away.
 pub(crate) fn take_offset(headers: &mut Headers, name: &str) -> Option<u64> {
     let offset = headers.get(name)?.as_int()?;

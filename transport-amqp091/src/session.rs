@@ -15,6 +15,7 @@ use std::{
 use futures_util::{StreamExt, future, stream::BoxStream};
 use lapin::{Channel, Connection, Event};
 use postrider_core::{Error, ErrorKind, Result};
+use postrider_rabbitmq::Version;
 use tokio::{
     sync::OnceCell,
     time::{Instant, interval, timeout, timeout_at},
@@ -24,7 +25,6 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     dial::Socket,
     error::{late, translate},
-    version::Version,
 };
 
 /// How long closing a channel or a connection may take.
