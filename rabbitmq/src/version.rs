@@ -43,6 +43,13 @@ impl Version {
         self.counts_failures_apart()
     }
 
+    /// Whether the address of a reply queue is the queue's name to who consumes it over AMQP 0.9.1,
+    /// and the other way.
+    #[must_use]
+    pub const fn converts_reply_addresses(self) -> bool {
+        self.major > 4 || (self.major == 4 && self.minor >= 2)
+    }
+
     /// What the broker can do over either protocol.
     #[must_use]
     pub fn capabilities(self) -> Capabilities {
@@ -57,6 +64,7 @@ impl Version {
         capabilities.streams = true;
         capabilities.max_message_size = Some(MAX_MESSAGE_SIZE);
         capabilities.reply_mode = ReplyMode::ExclusiveQueue;
+        capabilities.exclusive_consumers = true;
         capabilities.nested_headers = true;
         capabilities.reject_reason = false;
         capabilities
