@@ -30,6 +30,9 @@ const ATTEMPTS_HEADER: &str = "postrider-attempt";
 /// The header with the failures before a delayed retry.
 const FAILURES_HEADER: &str = "postrider-failures";
 
+/// The longest delay of a retry; longer ones are cut to it.
+pub const LONGEST: Duration = Duration::from_secs(47 * 24 * 60 * 60);
+
 /// What a message went through before a delayed retry.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -98,11 +101,16 @@ pub fn retried(
     let mut message = envelope.message.clone();
     // It would end the wait early, and be over when the message comes again.
     message.ttl = None;
+    // Who had a copy of the first has one.
+    for name in ["CC", "BCC"] {
+        message.headers.remove(name);
+    }
     let dead = spec.filter(|spec| spec.delivery_limit.is_some_and(|limit| failures > limit));
     let Some(spec) = dead else {
         message.headers.set(ATTEMPTS_HEADER, info.attempt);
         message.headers.set(FAILURES_HEADER, failures);
-        let again = Envelope::new(Address::queue(info.queue.to_string()), message).after(after);
+        let again = Envelope::new(Address::queue(info.queue.to_string()), message);
+        let again = again.after(after.min(LONGEST));
         return Retried::Again(again);
     };
     let Some(letter) = &spec.dead_letter else { return Retried::Gone };
@@ -119,8 +127,12 @@ pub fn take_count(headers: &mut Headers, name: &str) -> Option<u32> {
     Some(u32::try_from(number).unwrap_or(if number < 0 { 0 } else { u32::MAX }))
 }
 
-/// Takes the counts of earlier deliveries off a message.
+/// Takes the counts of earlier deliveries off a message that has waited on a rung. Of any other they
+/// are not this framework's word.
 pub fn take_counts(headers: &mut Headers) -> Counts {
+    if !deaths(headers).iter().any(is_on_rung) {
+        return Counts::default();
+    }
     Counts {
         attempts: take_count(headers, ATTEMPTS_HEADER).unwrap_or(0),
         failures: take_count(headers, FAILURES_HEADER).unwrap_or(0),
@@ -150,16 +162,20 @@ fn add_death(headers: &mut Headers, queue: &str, address: &Address, time: DateTi
 
 /// The end of a wait on a rung is a death to the broker, and none to anybody else.
 pub fn hide_deaths(headers: &mut Headers) {
-    let on_rung = |death: &HeaderValue| {
-        let queue = death.as_map().and_then(|death| death.get("queue"));
-        queue.and_then(HeaderValue::as_text).is_some_and(|queue| queue.starts_with(PREFIX))
-    };
-    let Some(deaths) = headers.get("x-death").and_then(HeaderValue::as_list) else { return };
-    if !deaths.iter().any(on_rung) {
-        return;
+    let deaths = deaths(headers);
+    if deaths.iter().any(is_on_rung) {
+        let left = deaths.iter().filter(|death| !is_on_rung(death)).cloned().collect();
+        write_deaths(headers, left);
     }
-    let left = deaths.iter().filter(|death| !on_rung(death)).cloned().collect();
-    write_deaths(headers, left);
+}
+
+fn deaths(headers: &Headers) -> &[HeaderValue] {
+    headers.get("x-death").and_then(HeaderValue::as_list).unwrap_or_default()
+}
+
+fn is_on_rung(death: &HeaderValue) -> bool {
+    let queue = death.as_map().and_then(|death| death.get("queue"));
+    queue.and_then(HeaderValue::as_text).is_some_and(|queue| queue.starts_with(PREFIX))
 }
 
 /// Writes the deaths of a message, the latest first, and what repeats the first and last of them.
@@ -207,6 +223,27 @@ mod tests {
         assert_ne!(queue.name, rung_of(&Address::exchange("q", ""), second).name);
         assert_ne!(queue.name, rung_of(&Address::queue("q"), second * 2).name);
         queue.check().unwrap();
+    }
+
+    #[test]
+    fn counts_are_taken_only_of_what_has_waited() {
+        let address = Address::queue("orders");
+        let mut headers: Headers =
+            [(FAILURES_HEADER, HeaderValue::Int(1_000))].into_iter().collect();
+        assert_eq!(take_counts(&mut headers), Counts::default());
+        add_death(&mut headers, "postrider.delay.1000.x", &address, DateTime::UNIX_EPOCH);
+        assert_eq!(take_counts(&mut headers), Counts { attempts: 0, failures: 1_000 });
+    }
+
+    #[test]
+    fn a_copy_goes_to_its_queue_alone_and_waits_as_long_as_a_rung_can() {
+        let message = postrider_core::Message::new("x").with_header("CC", "audit");
+        let envelope = Envelope::new(Address::queue("orders"), message);
+        let info = DeliveryInfo::first("orders".into());
+        let copy = retried(None, &envelope, &info, Duration::MAX, DateTime::UNIX_EPOCH);
+        let Retried::Again(copy) = copy else { panic!("{copy:?}") };
+        assert_eq!(copy.message.headers.get("CC"), None);
+        assert!(rung(&copy.address, copy.delay).is_some(), "{:?}", copy.delay);
     }
 
     #[test]

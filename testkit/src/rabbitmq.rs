@@ -79,6 +79,8 @@ pub fn main(connect: Connect) -> ExitCode {
     let mut harnesses: Vec<Arc<dyn Harness>> = vec![Arc::new(newest)];
     if has_oldest {
         harnesses.push(Arc::new(oldest));
+    } else {
+        eprintln!("not run: {} ({} is not set)", oldest.name, oldest.url_variable);
     }
     behaviour::main(&harnesses)
 }

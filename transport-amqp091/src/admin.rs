@@ -338,7 +338,11 @@ pub(crate) async fn prune(link: &Link, session: &Session, deadline: Instant) -> 
 
 /// Declares anew what went with the lost session: what is durable outlives it, and where that is
 /// missing somebody took it away.
-pub(crate) async fn restore(link: &Arc<Link>, session: &Session) -> Result<()> {
+///
+/// What goes by itself with the lost connection may still be there, and go after it was declared
+/// anew; so it is `false` when a binding has lost an end, unless this is the `last` attempt.
+pub(crate) async fn restore(link: &Arc<Link>, session: &Session, last: bool) -> Result<bool> {
+    let mut whole = true;
     // Each call has its time: how long all of them take depends on how much was declared.
     let admin = || Admin::new(session, "reconnect", link.operation_deadline());
     let unlocked_by = link.env().now() + LOCK_TIMEOUT;
@@ -387,10 +391,30 @@ pub(crate) async fn restore(link: &Arc<Link>, session: &Session) -> Result<()> {
                     || binding.target == Target::Exchange(exchange.name.clone()))
         });
         if anew {
-            tell(link, || format!("binding {binding}"), admin().bind(binding).await)?;
+            match admin().bind(binding).await {
+                Err(error) if error.kind() == ErrorKind::NotFound && !last => whole = false,
+                bound => tell(link, || format!("binding {binding}"), bound)?,
+            }
         }
     }
-    Ok(())
+    Ok(whole)
+}
+
+/// Whether what goes by itself is there, now that its consumers are.
+pub(crate) async fn is_whole(link: &Link, session: &Session) -> Result<bool> {
+    let admin = || Admin::new(session, "reconnect", link.operation_deadline());
+    let known = link.record().topology().clone();
+    for queue in known.queues.iter().filter(|queue| queue.auto_delete) {
+        if admin().queue_info(&queue.name).await.is_ok_and(|info| info.is_none()) {
+            return Ok(false);
+        }
+    }
+    for exchange in known.exchanges.iter().filter(|exchange| exchange.auto_delete) {
+        if !admin().has_exchange(&exchange.name).await? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// What cannot be restored is told and left out; only a broken connection begins anew.

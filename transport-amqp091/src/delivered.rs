@@ -25,8 +25,12 @@ pub(crate) struct Delivered {
     pub(crate) info: DeliveryInfo,
 }
 
-/// Reads a delivery from `queue`.
-pub(crate) fn read(queue: &Arc<str>, delivery: lapin::message::Delivery) -> Delivered {
+/// Reads a delivery from `queue`. Only a stream's offset is the broker's word.
+pub(crate) fn read(
+    queue: &Arc<str>,
+    is_stream: bool,
+    delivery: lapin::message::Delivery,
+) -> Delivered {
     let exchange = String::from(delivery.exchange);
     let routing_key = Cow::Owned(delivery.routing_key.into());
     let address = if exchange.is_empty() {
@@ -40,7 +44,7 @@ pub(crate) fn read(queue: &Arc<str>, delivery: lapin::message::Delivery) -> Deli
     let acquired = take_count(headers, ACQUIRED_COUNT).unwrap_or(0);
     // A dead letter may bring the counts of the queue it comes from.
     let (failures, acquired) = if delivery.redelivered { (failures, acquired) } else { (0, 0) };
-    let offset = properties::take_offset(headers, STREAM_OFFSET);
+    let offset = is_stream.then(|| properties::take_offset(headers, STREAM_OFFSET)).flatten();
     let earlier = delay::take_counts(headers);
     delay::hide_deaths(headers);
     let here = acquired.max(failures).max(u32::from(delivery.redelivered));

@@ -114,7 +114,8 @@ pub(crate) async fn retry(link: &Arc<Link>, delivered: &Delivered, after: Durati
             verdict => verdict.into_result(),
         },
         Retried::Again(copy) => {
-            let copy = link.ladder().on_rung(link, copy, link.operation_deadline()).await?;
+            let deadline = link.operation_deadline().min(link.env().now() + LATEST_SEND);
+            let copy = link.ladder().on_rung(link, copy, deadline).await?;
             sender.send(link, copy).await?.await.into_result()
         }
     }

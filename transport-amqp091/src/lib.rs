@@ -52,7 +52,8 @@
 //!
 //! A [stream queue](postrider_core::Queue::stream) is read from the position that
 //! [`ConsumerOptions::start`](postrider_core::ConsumerOptions::start) names. After a loss its
-//! consumer reads on from the first message that was not settled; a consumer of
+//! consumer reads on from the first message that was not settled, where it named a start or the same
+//! connection declared the stream; a consumer of
 //! [`StreamStart::Next`](postrider_core::StreamStart::Next) that had no delivery yet begins anew.
 //!
 //! # Encryption

@@ -10,7 +10,7 @@ use lapin::{
 use postrider_core::{Error, ErrorKind, Result, Settlement};
 use tokio::{
     task::JoinSet,
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
@@ -35,8 +35,19 @@ const RUN: usize = 64;
 /// How long one frame may take to be written, and a cancel to be answered.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a failed message is held here at most, when a delay is not to be had of the broker.
+const LONGEST_HOLD: Duration = Duration::from_secs(30);
+
 /// How long a cancel may take on a connection that is over.
 const LEAVE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// What is known of the queue.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Kind {
+    /// Whether it has one consumer at a time.
+    pub(crate) keeps_order: bool,
+    pub(crate) is_stream: bool,
+}
 
 /// Why a stay is over.
 enum Over {
@@ -60,6 +71,7 @@ pub(crate) struct Owner {
     /// Whether the queue has one consumer at a time. A cancel would hand it to the next before this
     /// one has given back what it has, so it keeps its place until it can give back all at once.
     keeps_order: bool,
+    is_stream: bool,
     /// How many acks are sent at once at the latest.
     enough: usize,
     flush_at: Option<Instant>,
@@ -79,7 +91,7 @@ impl Owner {
         channel: Channel,
         deliveries: lapin::Consumer,
         prefetch: u16,
-        keeps_order: bool,
+        kind: Kind,
     ) -> Self {
         Self {
             stay,
@@ -88,7 +100,8 @@ impl Owner {
             channel,
             deliveries,
             consuming: true,
-            keeps_order,
+            keeps_order: kind.keeps_order,
+            is_stream: kind.is_stream,
             enough: usize::from(prefetch / 4).max(1),
             flush_at: None,
             retries: JoinSet::new(),
@@ -234,6 +247,10 @@ impl Owner {
                 let link = self.stay.link().clone();
                 let copied = async move {
                     let copied = ladder::retry(&link, &kept, after).await;
+                    if copied.is_err() {
+                        // It waits here instead: else it would fail again at once, and again.
+                        sleep(after.min(LONGEST_HOLD)).await;
+                    }
                     (tag, copied)
                 };
                 self.retries.spawn(copied);
@@ -263,7 +280,7 @@ impl Owner {
     }
 
     /// A copy for later is stored, so the original is done with; or it is not, and then the
-    /// message comes again at once rather than not at all.
+    /// message comes again sooner rather than not at all.
     async fn retried(&self, tag: u64, copied: Result<()>) -> Result<()> {
         match copied {
             Ok(()) => {
@@ -301,7 +318,7 @@ impl Owner {
             write(cancel).await?;
             while let Some(Some(Ok(delivery))) = self.deliveries.next().now_or_never() {
                 unread.push(delivery.delivery_tag);
-                let kept = delivered::read(self.stay.queue(), delivery);
+                let kept = delivered::read(self.stay.queue(), self.is_stream, delivery);
                 self.stay.book().ledger.enter(*unread.last().unwrap_or(&0), kept);
             }
         }
@@ -319,7 +336,7 @@ impl Owner {
         let mut next = Some(first);
         while let Some(Some(Ok(delivery))) = next {
             let tag = delivery.delivery_tag;
-            let delivered = delivered::read(self.stay.queue(), delivery);
+            let delivered = delivered::read(self.stay.queue(), self.is_stream, delivery);
             self.taken.push(Taken { stay: self.stay.clone(), tag, delivered });
             next =
                 if self.taken.len() < RUN { self.deliveries.next().now_or_never() } else { None };

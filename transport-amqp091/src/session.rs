@@ -129,6 +129,11 @@ impl Session {
         self.version
     }
 
+    /// The largest frame that was agreed on, in bytes.
+    pub(crate) fn frame_max(&self) -> u32 {
+        self.publishing.configuration().frame_max()
+    }
+
     /// Waits until it is over.
     pub(crate) async fn over(&self) {
         self.over.cancelled().await;

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use fe2o3_amqp_types::primitives::Value;
 use postrider_core::{
-    Action, Binding, Entity, Error, ErrorKind, Exchange, Plan, Queue, QueueInfo, QueueKind, Result,
-    Step, Target, Topology, TransportEvent, check_name,
+    Action, Binding, Difference, Entity, Error, ErrorKind, Exchange, Plan, Queue, QueueInfo,
+    QueueKind, Result, Step, Target, Topology, TransportEvent, check_name,
 };
 use postrider_rabbitmq::{
     Argument, delay, difference, exchange_arguments, exchange_goes_by_itself, queue_arguments,
@@ -131,6 +131,13 @@ impl<'a> Admin<'a> {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error.with_context("queue", name.to_owned())),
         };
+        // The management tells everybody of it, who may do nothing with it.
+        let is_exclusive = field(&body, "exclusive") == Some(&Value::Bool(true));
+        if is_exclusive && !self.connection.owns_queue(name) {
+            let why = "the queue is exclusive to another connection";
+            let error = Error::new(ErrorKind::Locked, self.operation, why);
+            return Err(error.with_context("queue", name.to_owned()));
+        }
         let ready = number(field(&body, "message_count"));
         let consumers = u32::try_from(number(field(&body, "consumer_count"))).unwrap_or(u32::MAX);
         let kind = match field(&body, "type").and_then(text) {
@@ -218,8 +225,11 @@ impl<'a> Admin<'a> {
         ]);
         self.call("PUT", format!("/queues/{}", encoded(&queue.name)), body)
             .await
-            .map(drop)
-            .map_err(|error| error.with_context("queue", queue.name.clone()))
+            .map_err(|error| error.with_context("queue", queue.name.clone()))?;
+        if queue.exclusive {
+            self.connection.note_own_queue(&queue.name);
+        }
+        Ok(())
     }
 
     async fn bind(&self, binding: &Binding) -> Result<()> {
@@ -273,7 +283,16 @@ impl<'a> Admin<'a> {
         if self.queue(&queue.name).await?.is_none() {
             return Ok(Action::Create);
         }
-        conflict_of(self.declare_queue(queue).await)
+        match self.declare_queue(queue).await {
+            // Another connection's exclusive queue would have been locked to the question too: this
+            // one is nobody's, and the broker has no other word for it.
+            Err(error) if error.kind() == ErrorKind::Locked => {
+                let difference =
+                    Difference::between("exclusive", &queue.exclusive, &!queue.exclusive);
+                difference.map(Action::Conflict).ok_or(error)
+            }
+            declared => conflict_of(declared),
+        }
     }
 
     async fn plan_exchange(&self, exchange: &Exchange) -> Result<Action> {
@@ -425,7 +444,11 @@ pub(crate) async fn prune(link: &Link, connection: &Connection, deadline: Instan
 
 /// Declares anew what went with the lost session: what is durable outlives it, and where that is
 /// missing somebody took it away.
-pub(crate) async fn restore(link: &Arc<Link>, connection: &Connection) -> Result<()> {
+///
+/// What goes by itself with the lost connection may still be there, and go after it was declared
+/// anew; so it is `false` when a binding has lost an end, unless this is the `last` attempt.
+pub(crate) async fn restore(link: &Arc<Link>, connection: &Connection, last: bool) -> Result<bool> {
+    let mut whole = true;
     // Each call has its time: how long all of them take depends on how much was declared.
     let admin = || Admin::new(connection, "reconnect", link.operation_deadline());
     let unlocked_by = link.env().now() + LOCK_TIMEOUT;
@@ -474,10 +497,30 @@ pub(crate) async fn restore(link: &Arc<Link>, connection: &Connection) -> Result
                     || binding.target == Target::Exchange(exchange.name.clone()))
         });
         if anew {
-            tell(link, || format!("binding {binding}"), admin().bind(binding).await)?;
+            match admin().bind(binding).await {
+                Err(error) if error.kind() == ErrorKind::NotFound && !last => whole = false,
+                bound => tell(link, || format!("binding {binding}"), bound)?,
+            }
         }
     }
-    Ok(())
+    Ok(whole)
+}
+
+/// Whether what goes by itself is there, now that its consumers are.
+pub(crate) async fn is_whole(link: &Link, connection: &Connection) -> Result<bool> {
+    let admin = || Admin::new(connection, "reconnect", link.operation_deadline());
+    let known = link.record().topology().clone();
+    for queue in known.queues.iter().filter(|queue| queue.auto_delete) {
+        if admin().queue_info(&queue.name).await.is_ok_and(|info| info.is_none()) {
+            return Ok(false);
+        }
+    }
+    for exchange in known.exchanges.iter().filter(|exchange| exchange.auto_delete) {
+        if !admin().has_exchange(&exchange.name).await? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// What cannot be restored is told and left out; only a broken connection begins anew.

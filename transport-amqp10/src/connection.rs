@@ -2,8 +2,9 @@
 //! ends one ends no other.
 
 use std::{
+    collections::HashSet,
     fmt,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -12,7 +13,7 @@ use fe2o3_amqp::{
     connection::ConnectionHandle,
     session::{BeginError, SessionHandle},
 };
-use postrider_core::{Capabilities, Error, ErrorKind, Result};
+use postrider_core::{Capabilities, Env, Error, ErrorKind, Result};
 use postrider_rabbitmq::Version;
 use tokio::{
     sync::{Mutex, watch},
@@ -40,11 +41,14 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 pub(crate) struct Connection {
     epoch: u64,
     version: Version,
+    env: Env,
     handle: Mutex<ConnectionHandle<()>>,
     observed: Arc<Observed>,
     management: OnceLock<Management>,
     /// The tasks that own its consumers' links.
     consumers: TaskTracker,
+    /// The exclusive queues that were declared on it.
+    own_queues: std::sync::Mutex<HashSet<String>>,
 }
 
 impl fmt::Debug for Connection {
@@ -68,10 +72,12 @@ impl Connection {
         let connection = Arc::new(Self {
             epoch,
             version,
+            env: dial.env.clone(),
             handle: Mutex::new(handle),
             observed,
             management: OnceLock::new(),
             consumers: TaskTracker::new(),
+            own_queues: std::sync::Mutex::default(),
         });
         let management = Management::start(&connection);
         let _first = connection.management.set(management);
@@ -80,6 +86,10 @@ impl Connection {
 
     pub(crate) const fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    pub(crate) const fn env(&self) -> &Env {
+        &self.env
     }
 
     /// The broker's.
@@ -125,6 +135,16 @@ impl Connection {
         self.management.get().ok_or_else(|| lost("declare"))
     }
 
+    /// Notes that an exclusive queue is its own.
+    pub(crate) fn note_own_queue(&self, name: &str) {
+        let mut own = self.own_queues.lock().unwrap_or_else(PoisonError::into_inner);
+        own.insert(name.to_owned());
+    }
+
+    pub(crate) fn owns_queue(&self, name: &str) -> bool {
+        self.own_queues.lock().unwrap_or_else(PoisonError::into_inner).contains(name)
+    }
+
     /// Begins a session.
     pub(crate) async fn begin(
         &self,
@@ -156,7 +176,7 @@ impl Connection {
                 Some(Err(error)) => {
                     return Err(lost(operation).with_source(error));
                 }
-                None if Instant::now() >= deadline => return Err(late(operation)),
+                None if self.env.now() >= deadline => return Err(late(operation)),
                 None => tracing::debug!("a session was not begun; another is tried"),
             }
         }

@@ -19,6 +19,7 @@ use postrider_core::{
     ConsumerHealth, ConsumerOptions, Delivery, Error, ErrorKind, QueueKind, Result, StreamStart,
     TransportEvent,
 };
+use postrider_rabbitmq::queue_goes_by_itself;
 use serde_amqp::{described::Described, descriptor::Descriptor};
 use tokio::time::sleep;
 
@@ -200,12 +201,17 @@ impl Subscriber {
         }
     }
 
-    /// The connection is back: attaches it again, or ends it when its queue is gone.
+    /// The connection is back: attaches it again, or ends it when its queue is gone. A queue that goes
+    /// by itself may have gone just now, and is made anew before the `last` attempt.
     ///
     /// # Errors
     ///
     /// When the connection is gone again.
-    pub(crate) async fn resume(self: &Arc<Self>, connection: &Arc<Connection>) -> Result<()> {
+    pub(crate) async fn resume(
+        self: &Arc<Self>,
+        connection: &Arc<Connection>,
+        last: bool,
+    ) -> Result<()> {
         if !matches!(self.inner().place, Place::Suspended) {
             return Ok(());
         }
@@ -226,12 +232,22 @@ impl Subscriber {
                     }
                     sleep(REATTACH_PAUSE).await;
                 }
+                Err(error)
+                    if error.kind() == ErrorKind::NotFound && !last && self.is_mortal(&guard) =>
+                {
+                    return Ok(());
+                }
                 Err(error) => {
                     self.end(error);
                     return Ok(());
                 }
             }
         }
+    }
+
+    /// Whether its queue goes with its consumers, as far as is known.
+    fn is_mortal(&self, guard: &Guard) -> bool {
+        guard.link().record().queue(&self.queue).is_some_and(queue_goes_by_itself)
     }
 
     /// Its link is gone and the connection is not: consumes anew.
@@ -244,7 +260,7 @@ impl Subscriber {
         Box::pin(async move {
             while !connection.is_over() {
                 sleep(REATTACH_PAUSE).await;
-                if self.resume(connection).await.is_ok() {
+                if self.resume(connection, true).await.is_ok() {
                     return;
                 }
             }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use fe2o3_amqp::{connection::ConnectionHandle, sasl_profile::SaslProfile};
-use postrider_core::{Error, ErrorKind, Result};
+use postrider_core::{Env, Error, ErrorKind, Result};
 use tokio::{net::TcpStream, time::timeout};
 
 use crate::{
@@ -25,6 +25,7 @@ pub(crate) struct Dial {
     pub(crate) encryption: Option<Encryption>,
     pub(crate) name: String,
     pub(crate) limit: std::time::Duration,
+    pub(crate) env: Env,
 }
 
 impl Dial {

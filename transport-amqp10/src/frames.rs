@@ -1,6 +1,7 @@
 //! Frames as they pass: what is read off them, and the name that is changed in them.
 
 use std::{
+    collections::HashSet,
     io,
     sync::{Mutex, OnceLock, PoisonError},
 };
@@ -12,10 +13,12 @@ use fe2o3_amqp_types::{
     primitives::{Symbol, Value},
 };
 use postrider_rabbitmq::Version;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_amqp::{from_slice, to_vec};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+use crate::arrays::mended;
 
 /// The name of both management links on the wire.
 pub(crate) const PAIR: &str = "management-link-pair";
@@ -23,10 +26,14 @@ pub(crate) const PAIR: &str = "management-link-pair";
 /// The name that the second of them, the receiver, has on this side.
 pub(crate) const PAIR_RECEIVER: &str = "management-link-pair#receiver";
 
+/// A credit that stands for none. The client library takes what was under way when credit was taken
+/// back for a violation of the protocol, so on this side the credit stays.
+pub(crate) const PAUSED: u32 = 0x7fff_0000;
+
 /// The smallest frame, and its header, in bytes.
 const HEADER: usize = 8;
 
-/// The largest frame that is looked into, in bytes: none of those that are has a body.
+/// The largest frame that is looked into, in bytes: more than is ever agreed on.
 const LARGEST: usize = 4 * 1024 * 1024;
 
 /// What was seen of a connection.
@@ -132,6 +139,7 @@ enum Kind {
     Begin,
     Attach,
     Flow,
+    Transfer,
     Close,
 }
 
@@ -142,7 +150,8 @@ impl Kind {
             (0x12, _) => Self::Attach,
             (0x10, Direction::Incoming) => Self::Open,
             (0x11, Direction::Incoming) => Self::Begin,
-            (0x13, Direction::Incoming) => Self::Flow,
+            (0x13, _) => Self::Flow,
+            (0x14, Direction::Incoming) => Self::Transfer,
             (0x18, Direction::Incoming) => Self::Close,
             _ => return None,
         })
@@ -158,11 +167,13 @@ pub(crate) struct Frames {
     ready: usize,
     /// Of the frame that is passing, what has not come yet.
     passing: usize,
+    /// The links over which the broker sends, by channel and handle.
+    sending: HashSet<(u16, u32)>,
 }
 
 impl Frames {
     pub(crate) fn new(direction: Direction) -> Self {
-        Self { direction, bytes: BytesMut::new(), ready: 0, passing: 0 }
+        Self { direction, bytes: BytesMut::new(), ready: 0, passing: 0, sending: HashSet::new() }
     }
 
     /// How many bytes may pass.
@@ -235,10 +246,12 @@ impl Frames {
             if waiting.len() < size {
                 return Ok(());
             }
-            let renamed = look(kind, &waiting[body..size], self.direction, observed)?;
-            match renamed {
+            let channel = u16::from_be_bytes([waiting[6], waiting[7]]);
+            let frame = &waiting[body..size];
+            let changed = look(kind, frame, channel, self.direction, &mut self.sending, observed)?;
+            match changed {
                 None => self.ready += size,
-                Some(attach) => self.replace(size, body, &attach)?,
+                Some(instead) => self.replace(size, body, &instead)?,
             }
         }
     }
@@ -257,6 +270,21 @@ impl Frames {
     }
 }
 
+/// A flow without what it says of a link over which the broker sends. The client library takes the
+/// broker's count of deliveries for its own, although some of them are still on their way to it, and
+/// then counts those twice.
+fn of_session(flow: &Flow) -> Flow {
+    Flow {
+        handle: None,
+        delivery_count: None,
+        link_credit: None,
+        available: None,
+        drain: false,
+        properties: None,
+        ..flow.clone()
+    }
+}
+
 fn invalid(why: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
 }
@@ -265,19 +293,47 @@ fn invalid(why: &'static str) -> io::Error {
 fn look(
     kind: Kind,
     body: &[u8],
+    channel: u16,
     direction: Direction,
+    sending: &mut HashSet<(u16, u32)>,
     observed: &Observed,
 ) -> io::Result<Option<Vec<u8>>> {
     fn read<'de, T: Deserialize<'de>>(body: &'de [u8]) -> io::Result<T> {
         from_slice(body).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
+    fn written(performative: &impl Serialize) -> io::Result<Vec<u8>> {
+        to_vec(performative).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    }
     match kind {
         Kind::Open => observed.note_open(&read(body)?),
-        Kind::Begin => observed.note_window(read::<Begin>(body)?.incoming_window),
-        Kind::Flow => observed.note_window(read::<Flow>(body)?.incoming_window),
+        Kind::Begin => {
+            sending.retain(|(other, _)| *other != channel);
+            observed.note_window(read::<Begin>(body)?.incoming_window);
+        }
+        Kind::Flow => {
+            let mut flow: Flow = read(body)?;
+            if direction == Direction::Incoming {
+                observed.note_window(flow.incoming_window);
+                let link = flow.handle.as_ref().map(|handle| (channel, handle.0));
+                if link.is_some_and(|link| sending.contains(&link)) {
+                    return written(&of_session(&flow)).map(Some);
+                }
+            } else if flow.link_credit == Some(PAUSED) {
+                flow.link_credit = Some(0);
+                return written(&flow).map(Some);
+            }
+        }
         Kind::Close => observed.note_close(&read(body)?),
+        Kind::Transfer => return Ok(mended(body)),
         Kind::Attach => {
             let mut attach: Attach = read(body)?;
+            if direction == Direction::Incoming {
+                let link = (channel, attach.handle.0);
+                match attach.role {
+                    Role::Sender => sending.insert(link),
+                    Role::Receiver => sending.remove(&link),
+                };
+            }
             let (here, there) = match direction {
                 Direction::Outgoing => (PAIR_RECEIVER, PAIR),
                 // The broker's sender is the receiver on this side.
@@ -286,10 +342,7 @@ fn look(
             };
             if attach.name == here {
                 there.clone_into(&mut attach.name);
-                let renamed = to_vec(&attach);
-                return renamed
-                    .map(Some)
-                    .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error));
+                return written(&attach).map(Some);
             }
         }
     }
@@ -366,9 +419,32 @@ mod tests {
         }
         let mut endless = vec![0x7f, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0x00, 0x53, 0x12];
         through(Direction::Incoming, &observed, &[&endless]).unwrap_err();
-        // A transfer may be as large as was agreed on.
-        endless[10] = 0x14;
+        // What is not looked into may be as large as was agreed on.
+        endless[10] = 0x15;
         assert_eq!(through(Direction::Incoming, &observed, &[&endless]).unwrap(), endless);
+    }
+
+    #[test]
+    fn a_pause_is_no_credit_on_the_wire() {
+        let flow = |credit| Flow {
+            next_incoming_id: Some(1),
+            incoming_window: 10,
+            next_outgoing_id: 1,
+            outgoing_window: 10,
+            handle: Some(Handle(0)),
+            delivery_count: Some(7),
+            link_credit: Some(credit),
+            available: None,
+            drain: false,
+            echo: false,
+            properties: None,
+        };
+        let observed = Observed::default();
+        for (here, there) in [(PAUSED, 0), (5, 5), (0, 0)] {
+            let here = frame(0, &to_vec(&flow(here)).unwrap());
+            let there = frame(0, &to_vec(&flow(there)).unwrap());
+            assert_eq!(through(Direction::Outgoing, &observed, &[&here]).unwrap(), there);
+        }
     }
 
     #[test]

@@ -171,7 +171,7 @@ impl Link {
 
     /// When a call that begins now must be over.
     pub(crate) fn operation_deadline(&self) -> Instant {
-        self.env().now() + self.options.operation_timeout
+        self.env().deadline(self.options.operation_timeout)
     }
 
     /// Waits for the connection, until `deadline`.
@@ -306,7 +306,7 @@ impl Link {
     }
 
     pub(crate) async fn close(&self, deadline: Duration) -> Result<()> {
-        let end = self.env().now() + deadline;
+        let end = self.env().deadline(deadline);
         let begun = self.state.send_if_modified(|state| {
             let connection = match &state.stage {
                 Stage::Up(connection) => Some(connection.clone()),

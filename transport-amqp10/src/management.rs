@@ -19,7 +19,7 @@ use fe2o3_amqp_types::{
     messaging::{AmqpValue, Body, Message, MessageId, Properties, Source, Target},
     primitives::{Symbol, Value},
 };
-use postrider_core::{Error, ErrorKind, Result};
+use postrider_core::{Env, Error, ErrorKind, Result};
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant,
@@ -120,6 +120,7 @@ struct Pair {
     receiver: Receiver,
     /// Ends the session when it is dropped.
     _session: SessionHandle<()>,
+    env: Env,
     next: u64,
     pending: HashMap<u64, Request>,
     /// Responses before more credit is due.
@@ -165,7 +166,8 @@ impl Pair {
         };
         let (sender, receiver) = connection.by(deadline, operation, attached).await??;
         let pending = HashMap::new();
-        Ok(Self { sender, receiver, _session: session, next: 0, pending, left: CREDIT / 2 })
+        let env = connection.env().clone();
+        Ok(Self { sender, receiver, _session: session, env, next: 0, pending, left: CREDIT / 2 })
     }
 
     /// Makes requests and hands out responses until the session ends; says why it did.
@@ -249,7 +251,7 @@ impl Pair {
     }
 
     fn expire(&mut self) {
-        let now = Instant::now();
+        let now = self.env.now();
         let expired: Vec<_> = self
             .pending
             .iter()

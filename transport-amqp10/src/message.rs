@@ -208,8 +208,8 @@ pub(crate) fn read(queue: &Arc<str>, wire: Wire<Body<Value>>) -> Delivered {
         if redelivered { (failures, returned.max(acquired)) } else { (0, 0) };
     let offset = headers.get(STREAM_OFFSET).and_then(HeaderValue::as_int);
     headers.remove(STREAM_OFFSET);
-    let earlier = delay::take_counts(&mut headers);
     rename_deaths(&mut headers);
+    let earlier = delay::take_counts(&mut headers);
     delay::hide_deaths(&mut headers);
     message.headers = headers;
     let here = returned.max(failures).max(u32::from(redelivered));
@@ -221,12 +221,20 @@ pub(crate) fn read(queue: &Arc<str>, wire: Wire<Body<Value>>) -> Delivered {
     Delivered { envelope: Arc::new(Envelope::new(address, message)), info }
 }
 
-/// The deaths of a message have another name than over AMQP 0.9.1, which is the one that patterns
-/// know.
+/// The deaths of a message have other names than over AMQP 0.9.1, which are those that patterns know.
 fn rename_deaths(headers: &mut Headers) {
-    if let Some(deaths) = headers.remove("x-opt-deaths") {
-        headers.set("x-death", deaths);
-    }
+    let Some(HeaderValue::List(deaths)) = headers.remove("x-opt-deaths") else { return };
+    let renamed = deaths.into_iter().map(|death| match death {
+        HeaderValue::Map(mut death) => {
+            if let Some(first) = death.remove("first-time") {
+                death.set("time", first);
+            }
+            death.remove("last-time");
+            HeaderValue::Map(death)
+        }
+        other => other,
+    });
+    headers.set("x-death", HeaderValue::List(renamed.collect()));
 }
 
 fn id(id: MessageId) -> Cow<'static, str> {

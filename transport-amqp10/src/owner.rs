@@ -24,6 +24,7 @@ use crate::{
     connection::Connection,
     consumer::{Subscriber, Taken},
     error::{late, lost, of_receive},
+    frames::PAUSED,
     ladder, message,
     stay::{Kept, Stay},
 };
@@ -67,6 +68,23 @@ pub(crate) struct Consuming {
     pub(crate) keeps_order: bool,
     /// Whether the broker delays a message that failed for as long as it is told.
     pub(crate) delays: bool,
+}
+
+impl Consuming {
+    /// Ends link and session; what is unsettled goes back to the queue.
+    async fn end(self, connection: &Connection) {
+        let Self { receiver, mut session, .. } = self;
+        let ended = async {
+            // The end of a session overtakes what was settled in it; that of a link does not.
+            let _detached = receiver.close().await;
+            let _ended = session.end().await;
+        };
+        tokio::select! {
+            biased;
+            () = connection.over() => {}
+            _left = timeout(LEAVE_TIMEOUT, ended) => {}
+        }
+    }
 }
 
 /// The task that owns the link of a stay.
@@ -118,34 +136,24 @@ impl Owner {
     }
 
     pub(crate) async fn run(mut self) {
-        match self.serve().await {
-            Over::Settled => self.leave().await,
+        let over = self.serve().await;
+        let Self { stay, subscriber, connection, link, consuming, .. } = self;
+        match over {
+            Over::Settled => link.end(&connection).await,
             Over::Lost => {}
             Over::Link(error) => {
-                self.stay.lose();
-                self.leave().await;
-                if !self.consuming || self.connection.is_over() {
+                stay.lose();
+                link.end(&connection).await;
+                if !consuming || connection.is_over() {
                     return;
                 }
                 if error.kind() == ErrorKind::NotFound {
-                    self.subscriber.end_deleted();
+                    subscriber.end_deleted();
                     return;
                 }
-                tracing::warn!(%error, queue = %self.stay.queue(), "a consumer's link is gone");
-                self.subscriber.reattach(&self.connection).await;
+                tracing::warn!(%error, queue = %stay.queue(), "a consumer's link is gone");
+                subscriber.reattach(&connection).await;
             }
-        }
-    }
-
-    /// Ends link and session; what is unsettled goes back to the queue.
-    async fn leave(self: &mut Owner) {
-        let ended = async {
-            let _ended = self.link.session.end().await;
-        };
-        tokio::select! {
-            biased;
-            () = self.connection.over() => {}
-            _left = timeout(LEAVE_TIMEOUT, ended) => {}
         }
     }
 
@@ -292,7 +300,7 @@ impl Owner {
     }
 
     /// Back to the queue as a failure, to come again after a while.
-    async fn fail(&mut self, tag: u64, after: Duration) -> Result<()> {
+    async fn fail(&self, tag: u64, after: Duration) -> Result<()> {
         let message_annotations = (!after.is_zero()).then(|| {
             let due = self.stay.link().env().timestamp() + after;
             let due = Value::Timestamp(Timestamp::from(due.timestamp_millis()));
@@ -319,7 +327,7 @@ impl Owner {
     }
 
     /// Settles a delivery that was handed out, otherwise than by an ack.
-    async fn settle(&mut self, tag: u64, state: impl Into<TerminalDeliveryState>) -> Result<()> {
+    async fn settle(&self, tag: u64, state: impl Into<TerminalDeliveryState>) -> Result<()> {
         let kept = self.stay.book().ledger.take(tag);
         if let Some(kept) = kept {
             self.dispose(vec![kept.receipt], state).await?;
@@ -370,7 +378,8 @@ impl Owner {
         if self.consuming {
             self.consuming = false;
             if self.credit > 0 {
-                self.grant(0).await?;
+                self.grant(PAUSED).await?;
+                self.credit = 0;
                 self.stragglers = Some(self.stay.link().env().now() + STRAGGLERS);
             }
         }

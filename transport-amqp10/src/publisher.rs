@@ -44,7 +44,7 @@ impl Sender {
     }
 
     fn deadline(&self, link: &Link) -> Instant {
-        link.env().now() + self.options.timeout
+        link.env().deadline(self.options.timeout)
     }
 
     /// Waits until a message may go, and for a place in the window.

@@ -11,9 +11,21 @@ use crate::{admin, connection::Connection, dial::Dial, link::Link};
 /// The first pause between attempts to reconnect.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
+/// A connection that lived for less is lost young.
+const YOUNG: Duration = Duration::from_secs(5);
+
+/// How many connections in a row may be lost young before there is a pause.
+const PATIENCE: u32 = 5;
+
+/// How often it is tried to bring back what goes by itself while the broker still clears up after
+/// the lost connection.
+const ATTEMPTS: u32 = 20;
+
 /// Runs until the connection is closed by its user.
 pub(crate) async fn supervise(link: Arc<Link>, dial: Dial, mut connection: Arc<Connection>) {
+    let mut young = 0;
     loop {
+        let born = link.env().now();
         let cause = tokio::select! {
             cause = watch(&link, &connection) => cause,
             () = link.shutdown().cancelled() => {
@@ -31,8 +43,9 @@ pub(crate) async fn supervise(link: Arc<Link>, dial: Dial, mut connection: Arc<C
             return;
         }
         link.events().send(TransportEvent::Lost { cause });
+        young = if link.env().now() - born < YOUNG { young + 1 } else { 0 };
         let restored = tokio::select! {
-            restored = reconnect(&link, &dial, &connection) => restored,
+            restored = reconnect(&link, &dial, &connection, young) => restored,
             () = link.shutdown().cancelled() => return,
         };
         connection = restored;
@@ -77,10 +90,20 @@ fn lose(link: &Link) {
     }
 }
 
-/// Tries until connection, topology and consumers are back.
-async fn reconnect(link: &Arc<Link>, dial: &Dial, lost: &Connection) -> Arc<Connection> {
+/// Tries until connection, topology and consumers are back. Connections that are lost as soon as
+/// they are made, `young` in a row, are made after a pause: something that comes with them ends them.
+async fn reconnect(
+    link: &Arc<Link>,
+    dial: &Dial,
+    lost: &Connection,
+    young: u32,
+) -> Arc<Connection> {
     let longest = link.options().reconnect_pause.max(FIRST_PAUSE);
     let mut pause = FIRST_PAUSE;
+    if let Some(more) = u32::checked_sub(young, PATIENCE) {
+        pause = FIRST_PAUSE.saturating_mul(1 << more.min(16)).min(longest);
+        sleep(jittered(link.env(), pause)).await;
+    }
     loop {
         match restore(link, dial, lost).await {
             Ok(restored) => return restored,
@@ -99,13 +122,22 @@ fn jittered(env: &Env, pause: Duration) -> Duration {
 async fn restore(link: &Arc<Link>, dial: &Dial, lost: &Connection) -> Result<Arc<Connection>> {
     let connection = Connection::open(dial, lost.epoch() + 1).await?;
     let restoring = async {
-        admin::restore(link, &connection).await?;
-        let subscribers = link.subscribers().alive();
-        future::join_all(subscribers.iter().map(|subscriber| subscriber.resume(&connection)))
+        for attempt in 1..=ATTEMPTS {
+            let last = attempt == ATTEMPTS;
+            let bound = admin::restore(link, &connection, last).await?;
+            let subscribers = link.subscribers().alive();
+            future::join_all(
+                subscribers.iter().map(|subscriber| subscriber.resume(&connection, last)),
+            )
             .await
             .into_iter()
-            .collect::<Result<Vec<()>>>()
-            .map(drop)
+            .collect::<Result<Vec<()>>>()?;
+            if bound && admin::is_whole(link, &connection).await? {
+                break;
+            }
+            sleep(FIRST_PAUSE).await;
+        }
+        Ok(())
     };
     let outcome = tokio::select! {
         outcome = restoring => outcome,

@@ -66,7 +66,8 @@ impl Amqp10 {
         let limit = uri.connect_timeout.unwrap_or(options.connect_timeout);
         let name = options.name.clone().or_else(|| uri.name.clone());
         let name = name.unwrap_or_else(|| format!("postrider {}", options.env.new_id()));
-        let dial = Dial { uri, encryption, name, limit };
+        let env = options.env.clone();
+        let dial = Dial { uri, encryption, name, limit, env };
         let connection = Connection::open(&dial, 1).await.map_err(in_context)?;
         let link = Link::new(shown, options, connection.clone());
         tokio::spawn(supervisor::supervise(link.clone(), dial, connection));
