@@ -130,7 +130,7 @@ pub fn take_count(headers: &mut Headers, name: &str) -> Option<u32> {
 /// Takes the counts of earlier deliveries off a message that has waited on a rung. Of any other they
 /// are not this framework's word.
 pub fn take_counts(headers: &mut Headers) -> Counts {
-    if !deaths(headers).iter().any(is_on_rung) {
+    if !has_waited(headers) {
         return Counts::default();
     }
     Counts {
@@ -167,6 +167,12 @@ pub fn hide_deaths(headers: &mut Headers) {
         let left = deaths.iter().filter(|death| !is_on_rung(death)).cloned().collect();
         write_deaths(headers, left);
     }
+}
+
+/// Whether a message has waited on a rung since it was published.
+#[must_use]
+pub fn has_waited(headers: &Headers) -> bool {
+    deaths(headers).iter().any(is_on_rung)
 }
 
 fn deaths(headers: &Headers) -> &[HeaderValue] {

@@ -460,6 +460,8 @@ pub(crate) async fn restore(link: &Arc<Link>, connection: &Connection, last: boo
         } else {
             match admin().has_exchange(&exchange.name).await {
                 Ok(false) => link.record().forget_exchange(&exchange.name),
+                // Under an alarm the management answers nothing, and nothing is missing by that.
+                Err(_) if connection.is_blocked() => {}
                 other => tell(link, entity, other.map(drop))?,
             }
         }
@@ -482,6 +484,7 @@ pub(crate) async fn restore(link: &Arc<Link>, connection: &Connection, last: boo
         } else {
             match admin().queue_info(&queue.name).await {
                 Ok(None) => link.record().forget_queue(&queue.name),
+                Err(_) if connection.is_blocked() => {}
                 other => tell(link, entity, other.map(drop))?,
             }
         }

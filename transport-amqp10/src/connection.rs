@@ -130,6 +130,10 @@ impl Connection {
         self.observed.blocked()
     }
 
+    pub(crate) fn is_blocked(&self) -> bool {
+        *self.observed.blocked().borrow()
+    }
+
     /// Makes a management call until `deadline`.
     pub(crate) fn management(&self) -> Result<&Management> {
         self.management.get().ok_or_else(|| lost("declare"))

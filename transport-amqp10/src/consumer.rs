@@ -111,11 +111,17 @@ impl Subscriber {
         let in_context = |error: Error| error.with_context("queue", self.queue.to_string());
         // A refused link ends its session on older versions, so it is asked before.
         let known = Admin::new(connection, "consume", deadline).queue(&self.queue).await;
-        let Some(known) = known.map_err(in_context)? else {
-            let why = "the queue does not exist";
-            return Err(in_context(Error::new(ErrorKind::NotFound, "consume", why)));
-        };
         let spec = guard.link().record().queue(&self.queue).cloned();
+        let kind = match known {
+            Ok(Some(known)) => known.kind,
+            Ok(None) => {
+                let why = "the queue does not exist";
+                return Err(in_context(Error::new(ErrorKind::NotFound, "consume", why)));
+            }
+            // Consuming goes on under an alarm, and the management does not.
+            Err(_) if connection.is_blocked() => spec.as_ref().map(|spec| spec.kind),
+            Err(error) => return Err(in_context(error)),
+        };
         let keeps_order = spec.as_ref().is_some_and(|spec| spec.single_active_consumer);
         let mut session = connection.begin("consume", deadline).await.map_err(in_context)?;
         let start = self.inner().next_offset.map(StreamStart::Offset).or(self.options.start);
@@ -138,7 +144,7 @@ impl Subscriber {
             session,
             prefetch: self.options.prefetch,
             keeps_order,
-            delays: known.kind == Some(QueueKind::Quorum) && connection.version().delays_retries(),
+            delays: kind == Some(QueueKind::Quorum) && connection.version().delays_retries(),
         };
         let owner = Owner::new(stay, self.clone(), connection.clone(), consuming);
         connection.spawn(owner.run());

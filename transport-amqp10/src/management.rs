@@ -7,6 +7,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Weak},
+    time::Duration,
 };
 
 use fe2o3_amqp::{
@@ -21,8 +22,8 @@ use fe2o3_amqp_types::{
 };
 use postrider_core::{Env, Error, ErrorKind, Result};
 use tokio::{
-    sync::{mpsc, oneshot},
-    time::Instant,
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, timeout, timeout_at},
 };
 
 use crate::{
@@ -40,6 +41,9 @@ const UNDER_WAY: usize = 8;
 
 /// How many may wait.
 const WAITING: usize = 64;
+
+/// How long an alarm is waited out.
+const ALARM: Duration = Duration::from_secs(1);
 
 /// How many responses the broker may send before it is given more credit.
 const CREDIT: u32 = 100;
@@ -63,14 +67,17 @@ struct Request {
 
 /// The way to the task that makes requests.
 #[derive(Debug)]
-pub(crate) struct Management(mpsc::Sender<Request>);
+pub(crate) struct Management {
+    requests: mpsc::Sender<Request>,
+    blocked: watch::Receiver<bool>,
+}
 
 impl Management {
     /// Starts the task for a connection, which ends with it.
     pub(crate) fn start(connection: &Arc<Connection>) -> Self {
         let (sender, requests) = mpsc::channel(WAITING);
         tokio::spawn(run(Arc::downgrade(connection), requests));
-        Self(sender)
+        Self { requests: sender, blocked: connection.blocked() }
     }
 
     /// Makes a request.
@@ -88,8 +95,31 @@ impl Management {
     ) -> Result<Response> {
         let (answer, answered) = oneshot::channel();
         let request = Request { method, path, body, operation, deadline, answer };
-        self.0.send(request).await.map_err(|_| lost(operation))?;
-        answered.await.unwrap_or_else(|_| Err(lost(operation)))
+        let answered = async {
+            self.requests.send(request).await.map_err(|_| lost(operation))?;
+            answered.await.unwrap_or_else(|_| Err(lost(operation)))
+        };
+        tokio::select! {
+            biased;
+            answered = answered => answered,
+            () = stays_blocked(self.blocked.clone()) => {
+                let why = "the broker answers nothing about its queues: an alarm";
+                Err(Error::new(ErrorKind::Unavailable, operation, why))
+            }
+        }
+    }
+}
+
+/// Waits until the broker has taken no messages, requests among them, for a while.
+async fn stays_blocked(mut blocked: watch::Receiver<bool>) {
+    loop {
+        if blocked.wait_for(|blocked| *blocked).await.is_err() {
+            // The connection is gone, and the request is told so.
+            std::future::pending::<()>().await;
+        }
+        if timeout(ALARM, blocked.wait_for(|blocked| !*blocked)).await.is_err() {
+            return;
+        }
     }
 }
 
@@ -228,7 +258,7 @@ impl Pair {
             Message::builder().properties(properties).body(AmqpValue(request.body.clone())).build();
         let deadline = request.deadline;
         self.pending.insert(id, request);
-        match tokio::time::timeout_at(deadline, self.sender.send(message)).await {
+        match timeout_at(deadline, self.sender.send(message)).await {
             Ok(sent) => sent.map(drop).map_err(|error| of_send("manage", &error)),
             // Under an alarm the broker takes nothing.
             Err(_) => {

@@ -209,6 +209,9 @@ pub(crate) fn read(queue: &Arc<str>, wire: Wire<Body<Value>>) -> Delivered {
     let offset = headers.get(STREAM_OFFSET).and_then(HeaderValue::as_int);
     headers.remove(STREAM_OFFSET);
     rename_deaths(&mut headers);
+    // The broker acquired it on its rung, and says so ever after; a quorum queue counts for itself.
+    let redelivered =
+        redelivered && !(delay::has_waited(&headers) && returned == 0 && failures == 0);
     let earlier = delay::take_counts(&mut headers);
     delay::hide_deaths(&mut headers);
     message.headers = headers;

@@ -19,7 +19,7 @@ use fe2o3_amqp_types::{
     primitives::Symbol,
 };
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
-use postrider_core::{ConfirmSender, Envelope, Result, Verdict};
+use postrider_core::{ConfirmSender, Envelope, Error, ErrorKind, Result, Verdict};
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc},
     task::yield_now,
@@ -30,7 +30,7 @@ use crate::{
     clock::until,
     connection::Connection,
     consumer::OUTCOMES,
-    error::of_sender,
+    error::{of_send, of_sender},
     link::{Link, Stage},
     message,
 };
@@ -129,8 +129,8 @@ struct Run {
     under_way: FuturesUnordered<UnderWay>,
     /// Messages given up whose verdict may still come.
     overdue: usize,
-    /// Whether the link has ended.
-    over: bool,
+    /// Why the link has ended.
+    over: Option<Error>,
 }
 
 impl Pipeline {
@@ -147,6 +147,9 @@ impl Pipeline {
                 Some(Ok(run)) => run,
                 Some(Err(error)) => {
                     tracing::debug!(%error, "no link to publish on yet");
+                    if error.kind() == ErrorKind::Unauthorized {
+                        self.refuse_first(&error);
+                    }
                     let _pause = self.meanwhile(sleep(LINK_PAUSE)).await;
                     continue;
                 }
@@ -164,6 +167,7 @@ impl Pipeline {
                 }
                 Left::Lost => run.give_up("the connection was lost before the verdict"),
                 Left::Link => {
+                    run.blame();
                     run.give_up("the broker ended the link before the verdict");
                     run.end().await;
                 }
@@ -218,6 +222,13 @@ impl Pipeline {
         }
     }
 
+    /// Tells the first message that this user may not publish.
+    fn refuse_first(&mut self, error: &Error) {
+        if let Some(job) = self.first.pop_front() {
+            job.resolve(Verdict::Rejected(error.message().to_owned().into()));
+        }
+    }
+
     /// Tells the messages whose time is over that they were not sent.
     fn expire_unsent(&mut self) {
         let now = self.link.env().now();
@@ -244,7 +255,7 @@ impl Pipeline {
                     return if connection.is_over() { Left::Lost } else { Left::Link };
                 }
             }
-            if run.over {
+            if run.over.is_some() {
                 return if connection.is_over() { Left::Lost } else { Left::Link };
             }
             if !self.open && run.flight.is_empty() && self.first.is_empty() {
@@ -360,6 +371,23 @@ impl Run {
         }
     }
 
+    /// Tells the message over which the broker ended the session, where it is the only one to the
+    /// exchange that is named.
+    fn blame(&mut self) {
+        let Some(error) = self.over.take().filter(|error| error.kind() == ErrorKind::Unauthorized)
+        else {
+            return;
+        };
+        let Some(exchange) = accused(error.message()) else { return };
+        let mut suspects =
+            self.flight.iter().filter(|(_, job)| job.envelope.address.exchange_name() == exchange);
+        let (Some((number, _)), None) = (suspects.next(), suspects.next()) else { return };
+        let number = *number;
+        if let Some(job) = self.flight.remove(&number) {
+            job.resolve(Verdict::Rejected(error.message().to_owned().into()));
+        }
+    }
+
     /// Nothing will be known of what is under way.
     fn give_up(&mut self, cause: &'static str) {
         for (_, job) in std::mem::take(&mut self.flight) {
@@ -376,13 +404,15 @@ impl Run {
 struct Waiting<'a> {
     flight: &'a mut BTreeMap<u64, Job>,
     overdue: &'a mut usize,
-    over: &'a mut bool,
+    over: &'a mut Option<Error>,
 }
 
 impl Waiting<'_> {
     fn settle(&mut self, (number, outcome): (u64, Result<Outcome, SendError>)) {
-        if outcome.is_err() {
-            *self.over = true;
+        if let Err(error) = outcome {
+            // Whose fault it was is found out when all have heard of it.
+            self.over.get_or_insert_with(|| of_send("publish", &error));
+            return;
         }
         let Some(job) = self.flight.remove(&number) else {
             *self.overdue = self.overdue.saturating_sub(1);
@@ -390,6 +420,12 @@ impl Waiting<'_> {
         };
         job.resolve(verdict(outcome));
     }
+}
+
+/// The exchange that the broker names when it refuses a publish.
+fn accused(text: &str) -> Option<&str> {
+    let (_, rest) = text.split_once("exchange '")?;
+    rest.split_once("' in vhost '").map(|(name, _)| name)
 }
 
 fn verdict(outcome: Result<Outcome, SendError>) -> Verdict {
@@ -426,6 +462,6 @@ async fn attach(link: &Link, connection: &Connection) -> Result<Run> {
         flight: BTreeMap::new(),
         under_way: FuturesUnordered::new(),
         overdue: 0,
-        over: false,
+        over: None,
     })
 }
