@@ -38,6 +38,12 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the consumers of a connection that is over may take to leave it.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long the broker may at least take to see that the last owner of a queue is gone.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How much later than by its rule.
+const LOCK_MARGIN: Duration = Duration::from_secs(5);
+
 pub(crate) struct Connection {
     epoch: u64,
     version: Version,
@@ -125,6 +131,14 @@ impl Connection {
     /// Why it is over.
     pub(crate) fn cause(&self) -> String {
         self.observed.cause().unwrap_or_else(|| "the connection was lost".to_owned())
+    }
+
+    /// How long the broker may take to see that another connection of its kind is dead. RabbitMQ
+    /// advertises half of its `heartbeat`, counts three of those without a frame, and then waits one
+    /// more for an answer to its close.
+    pub(crate) fn lock_timeout(&self) -> Duration {
+        let heartbeat = self.observed.patience().unwrap_or_default() * 2;
+        LOCK_TIMEOUT.max(heartbeat * 4 + LOCK_MARGIN)
     }
 
     /// Whether the broker takes no transfers.

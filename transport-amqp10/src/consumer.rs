@@ -45,9 +45,6 @@ const STREAM_START: &str = "rabbitmq:stream-offset-spec";
 /// How long to wait before a consumer whose link was ended consumes again.
 const REATTACH_PAUSE: Duration = Duration::from_millis(200);
 
-/// How long the broker may take to see that the last owner of a queue is gone.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(20);
-
 /// A delivery that waits to be handed out.
 #[derive(Debug)]
 pub(crate) struct Taken {
@@ -222,7 +219,7 @@ impl Subscriber {
             return Ok(());
         }
         let Some(guard) = self.guard.upgrade() else { return Ok(()) };
-        let unlocked_by = guard.link().env().now() + LOCK_TIMEOUT;
+        let unlocked_by = guard.link().env().now() + connection.lock_timeout();
         loop {
             match self.attach(connection).await {
                 Ok(()) => return Ok(()),

@@ -7,6 +7,7 @@ use std::{
         Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::{BufMut, BytesMut};
@@ -47,6 +48,8 @@ const LARGEST: usize = 4 * 1024 * 1024;
 pub(crate) struct Observed {
     product: OnceLock<String>,
     version: OnceLock<Option<Version>>,
+    /// How long the broker says that it waits for a sign of life.
+    patience: OnceLock<Duration>,
     /// Whether the broker takes no transfers.
     blocked: watch::Sender<bool>,
     cause: Mutex<Option<String>>,
@@ -60,6 +63,7 @@ impl Default for Observed {
         Self {
             product: OnceLock::new(),
             version: OnceLock::new(),
+            patience: OnceLock::new(),
             blocked: watch::Sender::new(false),
             cause: Mutex::default(),
             over: CancellationToken::new(),
@@ -77,6 +81,11 @@ impl Observed {
     /// The broker's version, if it is a RabbitMQ's.
     pub(crate) fn version(&self) -> Option<Version> {
         self.version.get().copied().flatten()
+    }
+
+    /// How long the broker says that it waits for a sign of life, if that is limited.
+    pub(crate) fn patience(&self) -> Option<Duration> {
+        self.patience.get().copied()
     }
 
     pub(crate) fn blocked(&self) -> watch::Receiver<bool> {
@@ -115,6 +124,9 @@ impl Observed {
                 _ => None,
             }
         };
+        if let Some(millis) = open.idle_time_out {
+            let _again = self.patience.set(Duration::from_millis(millis.into()));
+        }
         if let Some(product) = property("product") {
             let version = property("version").filter(|_| product == "RabbitMQ");
             let _again = self.version.set(version.and_then(|text| Version::parse(&text)));
