@@ -28,6 +28,7 @@ mod clock;
 mod connection;
 mod consumer;
 mod dial;
+#[cfg_attr(not(feature = "tls"), path = "no_encryption.rs")]
 mod encryption;
 mod error;
 mod frames;
@@ -40,6 +41,7 @@ mod options;
 mod owner;
 mod pipeline;
 mod publisher;
+mod sasl;
 mod sections;
 mod sessions;
 mod stay;

@@ -35,7 +35,9 @@ impl Amqp10 {
     /// default; names in it are percent-encoded. Its options are `heartbeat` (seconds, 30 by default
     /// and 2 at least), `connection_timeout` (milliseconds, in the place of
     /// [`Options::connect_timeout`]), `connection_name` (as [`Options::name`]) and `auth_mechanism`
-    /// (`plain` or `anonymous`).
+    /// (`plain`, `anonymous`, or `external` for the client certificate of [`Options::tls`]).
+    ///
+    /// `amqp10s://` is encrypted, with 5671 as the default port, and needs the crate feature `tls`.
     ///
     /// It must be called inside a tokio runtime. Cancellation safe.
     ///

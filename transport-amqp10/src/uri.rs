@@ -17,6 +17,7 @@ const SHORTEST_HEARTBEAT: Duration = Duration::from_secs(2);
 pub(crate) enum Mechanism {
     Plain,
     Anonymous,
+    External,
 }
 
 /// A broker's URL, read.
@@ -100,7 +101,10 @@ pub(crate) fn parse(text: &str) -> Result<Uri> {
                 uri.mechanism = match value.to_ascii_lowercase().as_str() {
                     "plain" => Mechanism::Plain,
                     "anonymous" => Mechanism::Anonymous,
-                    _ => return Err(invalid("auth_mechanism must be plain or anonymous")),
+                    "external" => Mechanism::External,
+                    _ => {
+                        return Err(invalid("auth_mechanism must be plain, anonymous or external"));
+                    }
                 };
             }
             _ => {
