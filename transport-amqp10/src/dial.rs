@@ -10,6 +10,7 @@ use crate::{
     encryption::Encryption,
     error::{late, of_io, of_open},
     frames::Observed,
+    profile::Profile,
     sasl,
     uri::Uri,
     wire::{Stream, Wire},
@@ -24,6 +25,7 @@ const FRAME_MAX: u32 = 131_072;
 pub(crate) struct Dial {
     pub(crate) uri: Uri,
     pub(crate) encryption: Option<Encryption>,
+    pub(crate) profile: Profile,
     pub(crate) name: String,
     pub(crate) limit: std::time::Duration,
     pub(crate) env: Env,
