@@ -34,6 +34,10 @@ pub(crate) const PAIR_RECEIVER: &str = "management-link-pair#receiver";
 /// back for a violation of the protocol, so on this side the credit stays.
 pub(crate) const PAUSED: u32 = 0x7fff_0000;
 
+/// The capability of a broker that takes messages to any address over one link: "Using the AMQP
+/// Anonymous Terminus for Message Routing", section 2.
+const ANONYMOUS_RELAY: &str = "ANONYMOUS-RELAY";
+
 /// The smallest frame, and its header, in bytes.
 const HEADER: usize = 8;
 
@@ -50,6 +54,7 @@ pub(crate) struct Observed {
     version: OnceLock<Option<Version>>,
     /// How long the broker says that it waits for a sign of life.
     patience: OnceLock<Duration>,
+    relays: OnceLock<bool>,
     /// Whether the broker takes no transfers.
     blocked: watch::Sender<bool>,
     cause: Mutex<Option<String>>,
@@ -64,6 +69,7 @@ impl Default for Observed {
             product: OnceLock::new(),
             version: OnceLock::new(),
             patience: OnceLock::new(),
+            relays: OnceLock::new(),
             blocked: watch::Sender::new(false),
             cause: Mutex::default(),
             over: CancellationToken::new(),
@@ -86,6 +92,11 @@ impl Observed {
     /// How long the broker says that it waits for a sign of life, if that is limited.
     pub(crate) fn patience(&self) -> Option<Duration> {
         self.patience.get().copied()
+    }
+
+    /// Whether the broker takes messages to any address over one link.
+    pub(crate) fn relays(&self) -> bool {
+        self.relays.get().copied().unwrap_or(false)
     }
 
     pub(crate) fn blocked(&self) -> watch::Receiver<bool> {
@@ -127,6 +138,10 @@ impl Observed {
         if let Some(millis) = open.idle_time_out {
             let _again = self.patience.set(Duration::from_millis(millis.into()));
         }
+        let relays = open.offered_capabilities.as_ref().is_some_and(|offered| {
+            offered.0.iter().any(|capability| capability.0 == ANONYMOUS_RELAY)
+        });
+        let _again = self.relays.set(relays);
         if let Some(product) = property("product") {
             let version = property("version").filter(|_| product == "RabbitMQ");
             let _again = self.version.set(version.and_then(|text| Version::parse(&text)));
@@ -211,13 +226,7 @@ struct Links {
 
 impl Frames {
     pub(crate) fn new(direction: Direction) -> Self {
-        Self {
-            direction,
-            bytes: BytesMut::new(),
-            ready: 0,
-            passing: 0,
-            links: Links::default(),
-        }
+        Self { direction, bytes: BytesMut::new(), ready: 0, passing: 0, links: Links::default() }
     }
 
     /// How many bytes may pass.
@@ -341,12 +350,7 @@ fn invalid(why: &'static str) -> io::Error {
 }
 
 /// A transfer; what it gives stands in its place. Only the first of a message has its header.
-fn pass(
-    body: &[u8],
-    channel: u16,
-    direction: Direction,
-    links: &mut Links,
-) -> Option<Vec<u8>> {
+fn pass(body: &[u8], channel: u16, direction: Direction, links: &mut Links) -> Option<Vec<u8>> {
     let transfer = Transfer::read(body)?;
     let link = (channel, transfer.handle);
     let is_first = match transfer.more {
