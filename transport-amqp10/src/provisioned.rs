@@ -3,12 +3,13 @@
 
 use fe2o3_amqp::{Receiver, Sender, link::CreditMode};
 use postrider_core::{
-    Action, Address, Entity, Error, ErrorKind, Plan, Result, Step, Topology, check_name,
+    Action, Address, Entity, Error, ErrorKind, Plan, QueueInfo, Result, Step, Topology, check_name,
 };
 use postrider_rabbitmq::{exchange_goes_by_itself, queue_goes_by_itself};
 use tokio::time::Instant;
 
 use crate::{
+    admin::Known,
     connection::Connection,
     dialect::Foreign,
     error::{of_receiver, of_sender},
@@ -63,6 +64,23 @@ pub(crate) async fn plan(
         steps.push(Step { entity: Entity::Binding(binding.clone()), action: Action::Keep });
     }
     Ok(Plan { steps })
+}
+
+/// What is known of a queue before it is consumed.
+///
+/// # Errors
+///
+/// When it is known that it cannot be.
+pub(crate) async fn known(
+    connection: &Connection,
+    queue: &str,
+    deadline: Instant,
+) -> Result<Known> {
+    if connection.dialect().ends_sessions() {
+        let target = connection.dialect().queue(queue);
+        ask(connection, "consume", &target, deadline).await?;
+    }
+    Ok(Known { info: QueueInfo::new(0, 0), kind: None })
 }
 
 /// Whether an address is there: a link is attached, over which nothing passes. It is a sender's where
