@@ -36,7 +36,8 @@
 //! |---|---|---|
 //! | `inmemory` (default) | `memory://name` | one inside the process |
 //! | `amqp091` | `amqp://user:password@host/vhost` | RabbitMQ over AMQP 0.9.1 |
-//! | `tls` with `amqp091` | `amqps://…` | the same, encrypted |
+//! | `amqp10` | `amqp10://user:password@host/vhost` | RabbitMQ 4 and others over AMQP 1.0 |
+//! | `tls` with these | `amqps://…`, `amqp10s://…` | the same, encrypted |
 //!
 //! A program can also depend on `postrider-patterns` and one transport crate, without this one.
 
@@ -54,6 +55,8 @@ struct RabbitMqGuide;
 
 #[cfg(feature = "amqp091")]
 pub use postrider_transport_amqp091 as amqp091;
+#[cfg(feature = "amqp10")]
+pub use postrider_transport_amqp10 as amqp10;
 #[cfg(feature = "inmemory")]
 pub use postrider_transport_inmemory as inmemory;
 
