@@ -123,8 +123,13 @@ async fn a_sender_that_comes_back_goes_on_where_it_was() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_heard_ends_both_sides() {
-    losses::nothing_heard_ends_both_sides(world()).await;
+async fn a_receiver_that_hears_nothing_ends() {
+    losses::a_receiver_that_hears_nothing_ends(world()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sender_that_hears_nothing_ends() {
+    losses::a_sender_that_hears_nothing_ends(world()).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -240,4 +245,9 @@ async fn a_receiver_that_has_what_was_not_sent_ends_it() {
 #[tokio::test(start_paused = true)]
 async fn a_receiver_that_speaks_of_another_payload_is_not_believed() {
     hostile::a_receiver_that_speaks_of_another_payload_is_not_believed(world()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_receiver_is_sent_away_while_the_first_is_there() {
+    hostile::a_second_receiver_is_sent_away_while_the_first_is_there(world()).await;
 }

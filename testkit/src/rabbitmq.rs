@@ -61,6 +61,12 @@ pub type Connect = fn(Login) -> BoxFuture<'static, Result<Arc<dyn Transport>>>;
 /// `harness = false`. Transports should reconnect with pauses of a second at most.
 #[must_use]
 pub fn main(connect: Connect) -> ExitCode {
+    behaviour::main(&harnesses(connect))
+}
+
+/// Each RabbitMQ that the environment names, for suites of other things than transports.
+#[must_use]
+pub fn harnesses(connect: Connect) -> Vec<Arc<dyn Harness>> {
     let newest = RabbitMq {
         name: "rabbitmq-4.3",
         version: "4.3",
@@ -80,7 +86,7 @@ pub fn main(connect: Connect) -> ExitCode {
     if has_oldest {
         harnesses.push(Arc::new(oldest));
     }
-    behaviour::main(&harnesses)
+    harnesses
 }
 
 #[derive(Debug, Clone)]

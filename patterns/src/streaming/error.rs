@@ -12,7 +12,7 @@ use crate::{
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum StreamError {
-    /// Nobody receives for the service. Nothing was transferred.
+    /// Nobody receives for the service, or not any more.
     #[error("service '{service}' takes no stream: {reason}")]
     Unavailable {
         /// The service that was asked.
@@ -141,7 +141,11 @@ impl StreamError {
     pub const fn is_resumable(&self) -> bool {
         matches!(
             self,
-            Self::IdleTimeout { .. } | Self::Interrupted(_) | Self::Transport(_) | Self::Busy(_)
+            Self::IdleTimeout { .. }
+                | Self::Interrupted(_)
+                | Self::Unavailable { .. }
+                | Self::Transport(_)
+                | Self::Busy(_)
         )
     }
 }

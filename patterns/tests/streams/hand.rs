@@ -44,20 +44,15 @@ impl Hand {
         self.say("stream.open", body).await;
     }
 
-    /// A receiver that has taken the offer of a stream.
-    pub(crate) async fn receiver(world: &World) -> Self {
-        let mut hand = Self::new(world, String::new()).await;
-        let offers = format!("stream_{}", world.service);
-        let topology = Topology::new().queue(Queue::classic(offers.clone()).auto_delete());
+    /// The queue of the service's offers, before there is one.
+    pub(crate) async fn offers(world: &World) -> Offers {
+        let hand = Self::new(world, String::new()).await;
+        let queue = format!("stream_{}", world.service);
+        let topology = Topology::new().queue(Queue::exclusive(queue.clone()));
         hand.transport.declare(&topology).await.unwrap();
-        let own = std::mem::replace(
-            &mut hand.consumer,
-            hand.transport.consumer(&offers, ConsumerOptions::default()).await.unwrap(),
-        );
-        let (kind, _offer) = hand.hear().await;
-        assert_eq!(kind, "stream.open");
-        hand.consumer = own;
-        hand
+        let options = ConsumerOptions::default();
+        let consumer = hand.transport.consumer(&queue, options).await.unwrap();
+        Offers { hand, consumer }
     }
 
     /// The next frame: its type, and its body where that is no chunk.
@@ -131,6 +126,21 @@ impl Hand {
         let blake3 = ContentHash::of(payload).to_string();
         let body = json!({ "chunks": chunks, "length": length, "blake3": blake3 });
         self.say("stream.close", body).await;
+    }
+}
+
+/// A receiver that has yet to take an offer.
+pub(crate) struct Offers {
+    hand: Hand,
+    consumer: Consumer,
+}
+
+impl Offers {
+    pub(crate) async fn take(mut self) -> Hand {
+        std::mem::swap(&mut self.hand.consumer, &mut self.consumer);
+        assert_eq!(self.hand.hear().await.0, "stream.open");
+        std::mem::swap(&mut self.hand.consumer, &mut self.consumer);
+        self.hand
     }
 }
 

@@ -14,11 +14,7 @@ const LETTERS: &[u8] = b"abcdefghijklmnop";
 
 /// Lets a sender made by hand do something once it may send, and gives the code by which the
 /// receiver ends the stream. Nothing may be left of it.
-async fn ends_with(
-    world: &World,
-    length: Option<u64>,
-    act: impl AsyncFnOnce(&mut Hand),
-) -> String {
+async fn ends_with(world: &World, length: Option<u64>, act: impl AsyncFnOnce(&mut Hand)) -> String {
     let transport = world.connect().await.transport;
     let (receiver, mut saves) = world.saver(&transport).await;
     let mut hand = Hand::sender(world, length).await;
@@ -211,52 +207,48 @@ pub(crate) async fn an_offer_that_makes_no_sense_is_refused(world: World) {
 pub(crate) async fn a_receiver_that_has_what_was_not_sent_ends_it(world: World) {
     let sending = world.connect().await.transport;
     let sender = world.sender(&sending).await;
-    let body = payload(10 * CHUNK, 1);
-    let taking = Hand::receiver(&world);
-    let sent = async {
-        // The queue of the offers is made by the receiver.
-        loop {
-            let outgoing = Outgoing::seekable(Cursor::new(body.clone()));
-            match sender.send(&world.service, outgoing).await.unwrap_err() {
-                postrider_patterns::StreamError::Unavailable { .. } => tokio::task::yield_now().await,
-                error => return error,
-            }
-        }
-    };
-    let acting = async {
-        let mut hand = taking.await;
-        hand.say("stream.credit", json!({ "received": 0, "until": 4 })).await;
-        for seq in 0..4 {
-            assert_eq!(hand.hear_of("stream.chunk").await, seq);
-        }
-        // No more came than was granted, and the next thing is a sign of life.
-        assert_eq!(hand.hear().await, ("stream.alive".to_owned(), json!({ "sent": 4 })));
-        hand.say("stream.credit", json!({ "received": 7, "until": 20 })).await;
-        hand.hear_of("stream.abort").await
-    };
-    let (error, abort) = tokio::join!(sent, acting);
-    assert_eq!(error.code(), "BROKEN_PROTOCOL");
-    assert_eq!(abort["code"], "BROKEN_PROTOCOL");
+    let offers = Hand::offers(&world).await;
+    let outgoing = Outgoing::seekable(Cursor::new(payload(10 * CHUNK, 1)));
+    let transfer = sender.start(&world.service, outgoing).unwrap();
+    let mut hand = offers.take().await;
+    hand.say("stream.credit", json!({ "received": 0, "until": 4 })).await;
+    for seq in 0..4 {
+        assert_eq!(hand.hear_of("stream.chunk").await, seq);
+    }
+    // No more came than was granted, and the next thing is a sign of life.
+    assert_eq!(hand.hear().await, ("stream.alive".to_owned(), json!({ "sent": 4 })));
+    hand.say("stream.credit", json!({ "received": 7, "until": 20 })).await;
+    assert_eq!(hand.hear_of("stream.abort").await["code"], "BROKEN_PROTOCOL");
+    assert_eq!(soon(transfer.finish()).await.unwrap_err().code(), "BROKEN_PROTOCOL");
 }
 
 pub(crate) async fn a_receiver_that_speaks_of_another_payload_is_not_believed(world: World) {
     let sending = world.connect().await.transport;
     let sender = world.sender(&sending).await;
-    let sent = async {
-        loop {
-            let outgoing = Outgoing::seekable(Cursor::new(payload(CHUNK, 1)));
-            match sender.send(&world.service, outgoing).await.unwrap_err() {
-                postrider_patterns::StreamError::Unavailable { .. } => tokio::task::yield_now().await,
-                error => return error,
-            }
-        }
-    };
-    let acting = async {
-        let hand = Hand::receiver(&world).await;
-        let blake3 = "0".repeat(64);
-        hand.say("stream.done", json!({ "length": CHUNK, "blake3": blake3 })).await;
-        hand
-    };
-    let (error, _hand) = tokio::join!(sent, acting);
-    assert_eq!(error.code(), "CORRUPT");
+    let offers = Hand::offers(&world).await;
+    let outgoing = Outgoing::seekable(Cursor::new(payload(CHUNK, 1)));
+    let transfer = sender.start(&world.service, outgoing).unwrap();
+    let hand = offers.take().await;
+    hand.say("stream.done", json!({ "length": CHUNK, "blake3": "0".repeat(64) })).await;
+    assert_eq!(soon(transfer.finish()).await.unwrap_err().code(), "CORRUPT");
+}
+
+pub(crate) async fn a_second_receiver_is_sent_away_while_the_first_is_there(world: World) {
+    let sending = world.connect().await.transport;
+    let sender = world.sender(&sending).await;
+    let offers = Hand::offers(&world).await;
+    let outgoing = Outgoing::seekable(Cursor::new(payload(CHUNK, 1)));
+    let transfer = sender.start(&world.service, outgoing).unwrap();
+    let mut first = offers.take().await;
+    let mut second = Hand::sender(&world, None).await;
+    (second.id, second.other) = (first.id.clone(), first.other.clone());
+    first.say("stream.credit", json!({ "received": 0, "until": 4 })).await;
+    assert_eq!(first.hear_of("stream.chunk").await, 0);
+    second.say("stream.credit", json!({ "received": 0, "until": 4 })).await;
+    assert_eq!(second.hear_of("stream.abort").await["code"], "SUPERSEDED");
+    drop(transfer);
+    assert_eq!(first.hear_of("stream.abort").await["code"], "ABORTED");
+    // What is said later is answered, in case that was not heard.
+    first.say("stream.credit", json!({ "received": 1, "until": 5 })).await;
+    assert_eq!(first.hear_of("stream.abort").await["code"], "UNKNOWN_STREAM");
 }

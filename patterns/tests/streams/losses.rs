@@ -2,10 +2,20 @@
 
 use std::time::Duration;
 
-use postrider_patterns::{ContentHash, Outgoing, StreamError, StreamReceiver, StreamSender};
+use postrider_patterns::{
+    ContentHash, Incoming, Outgoing, StreamError, StreamReceiver, StreamSender,
+};
 use postrider_testkit::harness::Connection;
+use serde_json::json;
+use tokio::sync::{mpsc, oneshot};
 
-use super::world::{CHUNK, SOON, World, comes_to, gated, payload, soon};
+use super::{
+    hand::Hand,
+    world::{CHUNK, SOON, World, comes_to, gated, payload, soon},
+};
+
+/// The shortest idle timeout.
+const SIX: Duration = Duration::from_secs(6);
 
 async fn five_closes(world: World, cut: impl AsyncFn(usize, &Connection, &Connection)) {
     let (sending, receiving) = (world.connect().await, world.connect().await);
@@ -51,11 +61,11 @@ pub(crate) async fn five_closes_here_and_there_and_at_both(world: World) {
 
 pub(crate) async fn the_end_is_told_though_the_connection_is_lost_with_it(world: World) {
     let (sending, receiving) = (world.connect().await, world.connect().await);
-    let (tell, mut told) = tokio::sync::mpsc::channel(1);
-    let (go, gone) = tokio::sync::oneshot::channel::<()>();
+    let (tell, mut told) = mpsc::channel(1);
+    let (go, gone) = oneshot::channel::<()>();
     let gone = std::sync::Mutex::new(Some(gone));
     let receiver = StreamReceiver::new(world.service.clone())
-        .on(move |mut incoming: postrider_patterns::Incoming, _context| {
+        .on(move |mut incoming: Incoming, _context| {
             let (tell, gone) = (tell.clone(), gone.lock().unwrap().take());
             async move {
                 tokio::io::copy(&mut incoming, &mut tokio::io::sink()).await?;
@@ -159,13 +169,12 @@ pub(crate) async fn a_sender_that_comes_back_goes_on_where_it_was(world: World) 
     receiver.stop(SOON).await;
 }
 
-pub(crate) async fn nothing_heard_ends_both_sides(world: World) {
+pub(crate) async fn a_receiver_that_hears_nothing_ends(world: World) {
     let (sending, receiving) = (world.connect().await, world.connect().await);
-    let six = Duration::from_secs(6);
-    let (tell, mut told) = tokio::sync::mpsc::channel(1);
+    let (tell, mut told) = mpsc::channel(1);
     let receiver = StreamReceiver::new(world.service.clone())
-        .idle_timeout(six)
-        .on(move |mut incoming: postrider_patterns::Incoming, _context| {
+        .idle_timeout(SIX)
+        .on(move |mut incoming: Incoming, _context| {
             let tell = tell.clone();
             async move {
                 let copied = tokio::io::copy(&mut incoming, &mut tokio::io::sink()).await;
@@ -175,31 +184,26 @@ pub(crate) async fn nothing_heard_ends_both_sides(world: World) {
         .start(&receiving.transport)
         .await
         .unwrap();
-    let builder = StreamSender::builder(&sending.transport).chunk_size(CHUNK as u32);
-    let sender = builder.idle_timeout(six).connect().await.unwrap();
-    for sender_goes in [false, true] {
-        let (source, gate) = gated(payload(10 * CHUNK, 6));
-        gate.open_to(CHUNK as u64);
-        let transfer = sender.start(&world.service, Outgoing::seekable(source)).unwrap();
-        comes_to(&mut transfer.progress(), CHUNK as u64).await;
-        if sender_goes {
-            sending.transport.close(Duration::ZERO).await.unwrap_or_default();
-            let error = soon(told.recv()).await.unwrap().unwrap_err();
-            assert_eq!(error.kind(), std::io::ErrorKind::TimedOut, "{error}");
-            break;
-        }
-        transfer.abort("");
-        soon(told.recv()).await.unwrap().unwrap_err();
-    }
-    let (sending, gone) = (world.connect().await, receiving);
-    let builder = StreamSender::builder(&sending.transport).chunk_size(CHUNK as u32);
-    let sender = builder.idle_timeout(six).connect().await.unwrap();
+    let sender = world.sender(&sending.transport).await;
     let (source, gate) = gated(payload(10 * CHUNK, 6));
     gate.open_to(CHUNK as u64);
     let transfer = sender.start(&world.service, Outgoing::seekable(source)).unwrap();
     comes_to(&mut transfer.progress(), CHUNK as u64).await;
-    gone.transport.close(Duration::ZERO).await.unwrap_or_default();
+    sending.transport.close(Duration::ZERO).await.unwrap_or_default();
+    let error = soon(told.recv()).await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::TimedOut, "{error}");
+    receiver.stop(SOON).await;
+}
+
+pub(crate) async fn a_sender_that_hears_nothing_ends(world: World) {
+    let sending = world.connect().await.transport;
+    let builder = StreamSender::builder(&sending).chunk_size(CHUNK as u32).idle_timeout(SIX);
+    let sender = builder.connect().await.unwrap();
+    let offers = Hand::offers(&world).await;
+    let source = std::io::Cursor::new(payload(10 * CHUNK, 6));
+    let transfer = sender.start(&world.service, Outgoing::seekable(source)).unwrap();
+    let hand = offers.take().await;
+    hand.say("stream.credit", json!({ "received": 0, "until": 2 })).await;
     let error = soon(transfer.finish()).await.unwrap_err();
-    assert!(matches!(error, StreamError::IdleTimeout { after } if after == six), "{error}");
-    drop(receiver);
+    assert!(matches!(error, StreamError::IdleTimeout { after: SIX }), "{error}");
 }

@@ -146,10 +146,8 @@ pub(crate) async fn a_source_that_is_slow_is_waited_for(world: World) {
 pub(crate) async fn memory_for_one_is_used_by_one_after_the_other(world: World) {
     let (sending, receiving) = (world.connect().await.transport, world.connect().await.transport);
     let (receiver, mut reads) = world.reader(&receiving).await;
-    let sender = StreamSender::builder(&sending)
-        .chunk_size(CHUNK as u32)
-        .window(4)
-        .memory(4 * CHUNK as u64);
+    let sender =
+        StreamSender::builder(&sending).chunk_size(CHUNK as u32).window(4).memory(4 * CHUNK as u64);
     let sender = sender.connect().await.unwrap();
     let (first, gate) = gated(payload(10 * CHUNK, 1));
     let first = sender.start(&world.service, Outgoing::reader(first)).unwrap();
@@ -263,7 +261,9 @@ pub(crate) async fn an_abort_reaches_the_reader(world: World) {
             transfer.abort("changed my mind");
             transfer.abort("twice");
             let error = transfer.finish().await.unwrap_err();
-            assert!(matches!(error, StreamError::Aborted { reason } if reason == "changed my mind"));
+            assert!(
+                matches!(error, StreamError::Aborted { reason } if reason == "changed my mind")
+            );
         }
         let error = soon(reads.recv()).await.unwrap().unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionAborted, "{error}");

@@ -116,11 +116,7 @@ impl Drop for Entered {
 }
 
 /// Takes offers while there is room for their transfers.
-pub(super) async fn run(
-    shared: Arc<Shared>,
-    mut consumer: Consumer,
-    state: watch::Sender<State>,
-) {
+pub(super) async fn run(shared: Arc<Shared>, mut consumer: Consumer, state: watch::Sender<State>) {
     let places = Arc::new(Semaphore::new(shared.settings.concurrency));
     let mut transfers = JoinSet::new();
     let ended = loop {

@@ -152,8 +152,9 @@ impl StreamReceiver {
         let Self { service, settings, handler, sweeps } = self;
         let Some(handler) = handler else {
             let message = "a receiver without a handler would refuse every stream; set one";
-            return Err(Error::new(ErrorKind::Invalid, "start", message)
-                .with_context("service", service));
+            return Err(
+                Error::new(ErrorKind::Invalid, "start", message).with_context("service", service)
+            );
         };
         check(&settings)?;
         let budget = Budget::new("start", settings.memory)?;

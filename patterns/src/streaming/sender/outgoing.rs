@@ -59,9 +59,9 @@ impl Outgoing {
             let length = file.metadata().await?.len();
             Ok((file, length))
         };
-        let (file, length) = opened.await.map_err(|error| {
-            StreamError::io(format!("opening '{}'", path.display()), error)
-        })?;
+        let (file, length) = opened
+            .await
+            .map_err(|error| StreamError::io(format!("opening '{}'", path.display()), error))?;
         let mut outgoing = Self::seekable(file).with_length(length);
         outgoing.name = path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
         Ok(outgoing)

@@ -2,11 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::{
-    FutureExt, StreamExt,
-    future::BoxFuture,
-    stream::FuturesUnordered,
-};
+use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use postrider_core::{Address, Env, Envelope, Message, Publisher, Verdict};
 use tokio::{
     sync::watch,
@@ -149,9 +145,8 @@ impl Sending {
             {
                 self.send_chunk(session, chunk).await?;
             }
-            let wants_next = self.ready().is_some()
-                && self.chunks.close().is_none()
-                && self.window.wants_next();
+            let wants_next =
+                self.ready().is_some() && self.chunks.close().is_none() && self.window.wants_next();
             let next_tick = self.next_tick();
             tokio::select! {
                 biased;
@@ -220,7 +215,8 @@ impl Sending {
     ) -> Result<(), StreamError> {
         let after = self.plan.idle_timeout;
         let envelope = Envelope::new(Address::queue(queue), message);
-        let sending = timeout_at(self.heard.max(self.seeking) + after, self.publisher.send(envelope));
+        let sending =
+            timeout_at(self.heard.max(self.seeking) + after, self.publisher.send(envelope));
         match sending.await {
             Ok(Ok(confirm)) => {
                 self.verdicts.push(confirm.map(move |verdict| (sent, verdict)).boxed());
@@ -352,11 +348,7 @@ impl Sending {
 
     /// The receiver has everything. A sender that was restarted meanwhile has yet to read what that
     /// was.
-    async fn done(
-        &mut self,
-        length: u64,
-        hash: ContentHash,
-    ) -> Result<Receipt, StreamError> {
+    async fn done(&mut self, length: u64, hash: ContentHash) -> Result<Receipt, StreamError> {
         let close = loop {
             match self.chunks.close() {
                 Some(close) => break *close,
@@ -375,9 +367,9 @@ impl Sending {
     fn next_tick(&self) -> Instant {
         match &self.session {
             None => self.offer_at.min(self.seek_until()),
-            Some(_) => (self.spoke + KEEPALIVE)
-                .min(self.offer_at)
-                .min(self.heard + self.plan.idle_timeout),
+            Some(_) => {
+                (self.spoke + KEEPALIVE).min(self.offer_at).min(self.heard + self.plan.idle_timeout)
+            }
         }
     }
 
