@@ -50,6 +50,8 @@ pub struct Capabilities {
     pub max_message_size: Option<u64>,
     /// How a requester gets its answers.
     pub reply_mode: ReplyMode,
+    /// Whether a consumer can keep others from its queue.
+    pub exclusive_consumers: bool,
     /// Whether headers may be lists and maps.
     pub nested_headers: bool,
     /// Whether the reason of a reject travels with the dead letter, as header `postrider-reason`.
@@ -71,6 +73,7 @@ impl Capabilities {
             streams: false,
             max_message_size: None,
             reply_mode: ReplyMode::ExclusiveQueue,
+            exclusive_consumers: false,
             nested_headers: false,
             reject_reason: false,
         }

@@ -3,12 +3,16 @@
 use std::{
     fmt,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
 use rand::{Rng, SeedableRng, rngs::Xoshiro256PlusPlus};
 use tokio::time::Instant;
 use uuid::Uuid;
+
+/// About 30 years: further than any deadline need be, and no clock overflows by it.
+const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 
 /// Where a program gets the time, random numbers and new ids from.
 ///
@@ -68,6 +72,12 @@ impl Env {
     #[must_use]
     pub fn now(&self) -> Instant {
         Instant::now()
+    }
+
+    /// The moment when `timeout` is over, which is about 30 years from now at the latest.
+    #[must_use]
+    pub fn deadline(&self, timeout: Duration) -> Instant {
+        self.now() + timeout.min(FAR)
     }
 
     /// The date and time.

@@ -39,7 +39,11 @@ pub fn schemes() -> &'static [&'static str] {
 /// ```
 #[allow(clippy::unused_async)] // Connecting over a network waits.
 pub async fn connect(url: &str) -> Result<Arc<dyn Transport>> {
-    let Some((scheme, _)) = url.split_once("://") else {
+    // What is no scheme may be a password.
+    let is_scheme = |text: &str| {
+        text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
+    };
+    let Some((scheme, _)) = url.split_once("://").filter(|(scheme, _)| is_scheme(scheme)) else {
         return Err(Error::new(
             ErrorKind::Invalid,
             "connect",

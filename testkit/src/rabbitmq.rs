@@ -85,6 +85,8 @@ pub fn harnesses(connect: Connect) -> Vec<Arc<dyn Harness>> {
     let mut harnesses: Vec<Arc<dyn Harness>> = vec![Arc::new(newest)];
     if has_oldest {
         harnesses.push(Arc::new(oldest));
+    } else {
+        eprintln!("not run: {} ({} is not set)", oldest.name, oldest.url_variable);
     }
     harnesses
 }

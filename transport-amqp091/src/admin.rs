@@ -14,15 +14,13 @@ use postrider_core::{
     Action, Binding, Difference, Entity, Error, ErrorKind, Exchange, Plan, Queue, QueueInfo,
     Result, Step, Target, Topology, TransportEvent, check_name,
 };
+use postrider_rabbitmq::{
+    Argument, delay, difference, exchange_arguments, exchange_goes_by_itself, queue_arguments,
+    queue_goes_by_itself,
+};
 use tokio::time::{Instant, sleep};
 
-use crate::{
-    arguments,
-    link::Link,
-    properties,
-    record::{exchange_goes_by_itself, goes_by_itself},
-    session::Session,
-};
+use crate::{arguments, link::Link, properties, session::Session};
 
 /// How long the broker may take to see that the old owner of an exclusive queue is gone.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(20);
@@ -123,7 +121,7 @@ impl<'a> Admin<'a> {
                     (&*exchange.name).into(),
                     arguments::exchange_kind(exchange),
                     arguments::exchange_options(exchange),
-                    arguments::exchange_arguments(exchange),
+                    arguments::table(exchange_arguments(exchange)),
                 )
                 .await
         })
@@ -132,11 +130,22 @@ impl<'a> Admin<'a> {
     }
 
     pub(crate) async fn declare_queue(&self, queue: &Queue) -> Result<()> {
-        self.declare_queue_with(queue, arguments::queue_arguments(queue, self.session.version()))
-            .await
+        self.declare_queue_with(queue, queue_arguments(queue, self.session.version())).await
     }
 
-    pub(crate) async fn declare_queue_with(&self, queue: &Queue, table: FieldTable) -> Result<()> {
+    /// Declares a rung of the ladder of delays.
+    pub(crate) async fn declare_rung(&self, rung: &Queue) -> Result<()> {
+        let mut arguments = queue_arguments(rung, self.session.version());
+        arguments.push(delay::STRATEGY);
+        self.declare_queue_with(rung, arguments).await
+    }
+
+    async fn declare_queue_with(
+        &self,
+        queue: &Queue,
+        arguments: Vec<(&'static str, Argument)>,
+    ) -> Result<()> {
+        let table = arguments::table(arguments);
         let options = arguments::queue_options(queue);
         self.call(async |channel| {
             channel.queue_declare((&*queue.name).into(), options, table).await
@@ -300,12 +309,10 @@ fn gone_is_fine(outcome: Result<()>) -> Result<()> {
 fn conflict_of(declared: Result<()>) -> Result<Action> {
     match declared {
         Ok(()) => Ok(Action::Keep),
-        Err(error) if error.kind() == ErrorKind::Mismatch => {
-            match arguments::difference(error.message()) {
-                Some(difference) => Ok(Action::Conflict(difference)),
-                None => Err(error),
-            }
-        }
+        Err(error) if error.kind() == ErrorKind::Mismatch => match difference(error.message()) {
+            Some(difference) => Ok(Action::Conflict(difference)),
+            None => Err(error),
+        },
         Err(error) => Err(error),
     }
 }
@@ -331,7 +338,11 @@ pub(crate) async fn prune(link: &Link, session: &Session, deadline: Instant) -> 
 
 /// Declares anew what went with the lost session: what is durable outlives it, and where that is
 /// missing somebody took it away.
-pub(crate) async fn restore(link: &Arc<Link>, session: &Session) -> Result<()> {
+///
+/// What goes by itself with the lost connection may still be there, and go after it was declared
+/// anew; so it is `false` when a binding has lost an end, unless this is the `last` attempt.
+pub(crate) async fn restore(link: &Arc<Link>, session: &Session, last: bool) -> Result<bool> {
+    let mut whole = true;
     // Each call has its time: how long all of them take depends on how much was declared.
     let admin = || Admin::new(session, "reconnect", link.operation_deadline());
     let unlocked_by = link.env().now() + LOCK_TIMEOUT;
@@ -349,7 +360,7 @@ pub(crate) async fn restore(link: &Arc<Link>, session: &Session) -> Result<()> {
     }
     for queue in &known.queues {
         let entity = || format!("queue '{}'", queue.name);
-        if goes_by_itself(queue) {
+        if queue_goes_by_itself(queue) {
             let declared = loop {
                 match admin().declare_queue(queue).await {
                     // Until the broker has seen its last owner go, it is locked.
@@ -373,17 +384,37 @@ pub(crate) async fn restore(link: &Arc<Link>, session: &Session) -> Result<()> {
     for binding in &bindings {
         // A durable binding between durable ends outlives the session, or was taken away.
         let anew = known.queues.iter().any(|queue| {
-            goes_by_itself(queue) && binding.target == Target::Queue(queue.name.clone())
+            queue_goes_by_itself(queue) && binding.target == Target::Queue(queue.name.clone())
         }) || known.exchanges.iter().any(|exchange| {
             exchange_goes_by_itself(exchange)
                 && (binding.exchange == exchange.name
                     || binding.target == Target::Exchange(exchange.name.clone()))
         });
         if anew {
-            tell(link, || format!("binding {binding}"), admin().bind(binding).await)?;
+            match admin().bind(binding).await {
+                Err(error) if error.kind() == ErrorKind::NotFound && !last => whole = false,
+                bound => tell(link, || format!("binding {binding}"), bound)?,
+            }
         }
     }
-    Ok(())
+    Ok(whole)
+}
+
+/// Whether what goes by itself is there, now that its consumers are.
+pub(crate) async fn is_whole(link: &Link, session: &Session) -> Result<bool> {
+    let admin = || Admin::new(session, "reconnect", link.operation_deadline());
+    let known = link.record().topology().clone();
+    for queue in known.queues.iter().filter(|queue| queue.auto_delete) {
+        if admin().queue_info(&queue.name).await.is_ok_and(|info| info.is_none()) {
+            return Ok(false);
+        }
+    }
+    for exchange in known.exchanges.iter().filter(|exchange| exchange.auto_delete) {
+        if !admin().has_exchange(&exchange.name).await? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// What cannot be restored is told and left out; only a broken connection begins anew.

@@ -11,13 +11,19 @@ use std::{
 use futures_util::{Stream, future::BoxFuture};
 use lapin::options::{BasicConsumeOptions, BasicQosOptions};
 use postrider_core::{
-    ConsumerHealth, ConsumerOptions, Delivery, Error, ErrorKind, Result, StreamStart,
+    ConsumerHealth, ConsumerOptions, Delivery, Error, ErrorKind, QueueKind, Result, StreamStart,
     TransportEvent,
 };
+use postrider_rabbitmq::queue_goes_by_itself;
 use tokio::time::sleep;
 
 use crate::{
-    arguments, delivered::Delivered, link::Guard, owner::Owner, session::Session, stay::Stay,
+    arguments,
+    delivered::Delivered,
+    link::Guard,
+    owner::{Kind, Owner},
+    session::Session,
+    stay::Stay,
 };
 
 /// How long to wait before a consumer whose channel was closed consumes again.
@@ -88,7 +94,11 @@ impl Subscriber {
         let Some(guard) = self.guard.upgrade() else { return Ok(()) };
         let deadline = guard.link().operation_deadline();
         let spec = guard.link().record().queue(&self.queue).cloned();
-        let keeps_order = spec.is_some_and(|spec| spec.single_active_consumer);
+        let kind = Kind {
+            keeps_order: spec.as_ref().is_some_and(|spec| spec.single_active_consumer),
+            is_stream: self.options.start.is_some()
+                || spec.as_ref().is_some_and(|spec| spec.kind == QueueKind::Stream),
+        };
         let in_context = |error: Error| error.with_context("queue", self.queue.to_string());
         let channel = session.consuming_channel("consume", deadline).await.map_err(in_context)?;
         let qos = channel.basic_qos(self.options.prefetch, BasicQosOptions::default());
@@ -124,19 +134,18 @@ impl Subscriber {
             channel,
             deliveries,
             self.options.prefetch,
-            keeps_order,
+            kind,
         );
         session.spawn(owner.run());
         Ok(())
     }
 
-    /// Takes a delivery into the buffer; `false` when nobody will read it.
-    pub(crate) fn push(&self, taken: Taken) -> bool {
+    /// Takes deliveries of `stay` into the buffer; `false` when nobody will read them.
+    pub(crate) fn push(&self, stay: &Arc<Stay>, taken: &mut Vec<Taken>) -> bool {
         let mut inner = self.inner();
-        let wanted =
-            matches!(&inner.place, Place::Attached(stay) if Arc::ptr_eq(stay, &taken.stay));
+        let wanted = matches!(&inner.place, Place::Attached(own) if Arc::ptr_eq(own, stay));
         if wanted {
-            inner.buffer.push_back(taken);
+            inner.buffer.extend(taken.drain(..));
         }
         wake(inner);
         wanted
@@ -163,12 +172,13 @@ impl Subscriber {
         }
     }
 
-    /// The connection is back: attaches it again, or ends it when its queue is gone.
+    /// The connection is back: attaches it again, or ends it when its queue is gone. A queue that goes
+    /// by itself may have gone just now, and is made anew before the `last` attempt.
     ///
     /// # Errors
     ///
     /// When the connection is gone again.
-    pub(crate) async fn resume(self: &Arc<Self>, session: &Arc<Session>) -> Result<()> {
+    pub(crate) async fn resume(self: &Arc<Self>, session: &Arc<Session>, last: bool) -> Result<()> {
         if !matches!(self.inner().place, Place::Suspended) {
             return Ok(());
         }
@@ -189,12 +199,22 @@ impl Subscriber {
                     }
                     sleep(REATTACH_PAUSE).await;
                 }
+                Err(error)
+                    if error.kind() == ErrorKind::NotFound && !last && self.is_mortal(&guard) =>
+                {
+                    return Ok(());
+                }
                 Err(error) => {
                     self.end(error);
                     return Ok(());
                 }
             }
         }
+    }
+
+    /// Whether its queue goes with its consumers, as far as is known.
+    fn is_mortal(&self, guard: &Guard) -> bool {
+        guard.link().record().queue(&self.queue).is_some_and(queue_goes_by_itself)
     }
 
     /// Its channel is gone and the connection is not: consumes anew.
@@ -207,7 +227,7 @@ impl Subscriber {
         Box::pin(async move {
             while !session.is_over() {
                 sleep(REATTACH_PAUSE).await;
-                if self.resume(session).await.is_ok() {
+                if self.resume(session, true).await.is_ok() {
                     return;
                 }
             }

@@ -5,7 +5,9 @@ use std::{borrow::Cow, sync::Arc};
 use bytes::Bytes;
 use postrider_core::{Address, DeliveryInfo, Envelope};
 
-use crate::{ladder, properties};
+use postrider_rabbitmq::delay::{self, take_count};
+
+use crate::properties;
 
 /// The header in which a quorum queue counts failures, and before 4.3 every return.
 const DELIVERY_COUNT: &str = "x-delivery-count";
@@ -23,8 +25,12 @@ pub(crate) struct Delivered {
     pub(crate) info: DeliveryInfo,
 }
 
-/// Reads a delivery from `queue`.
-pub(crate) fn read(queue: &Arc<str>, delivery: lapin::message::Delivery) -> Delivered {
+/// Reads a delivery from `queue`. Only a stream's offset is the broker's word.
+pub(crate) fn read(
+    queue: &Arc<str>,
+    is_stream: bool,
+    delivery: lapin::message::Delivery,
+) -> Delivered {
     let exchange = String::from(delivery.exchange);
     let routing_key = Cow::Owned(delivery.routing_key.into());
     let address = if exchange.is_empty() {
@@ -34,13 +40,13 @@ pub(crate) fn read(queue: &Arc<str>, delivery: lapin::message::Delivery) -> Deli
     };
     let mut message = properties::read(Bytes::from(delivery.data), &delivery.properties);
     let headers = &mut message.headers;
-    let failures = properties::take_count(headers, DELIVERY_COUNT).unwrap_or(0);
-    let acquired = properties::take_count(headers, ACQUIRED_COUNT).unwrap_or(0);
+    let failures = take_count(headers, DELIVERY_COUNT).unwrap_or(0);
+    let acquired = take_count(headers, ACQUIRED_COUNT).unwrap_or(0);
     // A dead letter may bring the counts of the queue it comes from.
     let (failures, acquired) = if delivery.redelivered { (failures, acquired) } else { (0, 0) };
-    let offset = properties::take_offset(headers, STREAM_OFFSET);
-    let earlier = ladder::take_counts(headers);
-    ladder::hide_deaths(headers);
+    let offset = is_stream.then(|| properties::take_offset(headers, STREAM_OFFSET)).flatten();
+    let earlier = delay::take_counts(headers);
+    delay::hide_deaths(headers);
     let here = acquired.max(failures).max(u32::from(delivery.redelivered));
     let mut info = DeliveryInfo::first(queue.clone());
     info.failures = failures.saturating_add(earlier.failures);

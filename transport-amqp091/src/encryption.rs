@@ -13,7 +13,7 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
 
-use crate::tls::Tls;
+use postrider_rabbitmq::Tls;
 
 /// The certificates of a connection, read and checked, and the host that must show its own.
 #[derive(Clone)]
@@ -27,8 +27,8 @@ impl Encryption {
         if ServerName::try_from(host).is_err() {
             return Err(invalid("a certificate cannot be for this host name"));
         }
-        let config = trusted(tls.authorities.as_deref())?;
-        let connector = match &tls.identity {
+        let config = trusted(tls.authorities())?;
+        let connector = match tls.identity() {
             Some((chain, key)) => {
                 let chain = certificates("client certificate", chain)?;
                 config.connector_with_single_cert(chain, private_key(key)?).map_err(|error| {

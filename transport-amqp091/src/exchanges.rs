@@ -17,7 +17,11 @@ const MISSED_FOR: Duration = Duration::from_millis(250);
 
 /// Which exchanges are there, as far as is known.
 #[derive(Debug, Default)]
-pub(crate) struct Exchanges(Mutex<Known>);
+pub(crate) struct Exchanges {
+    known: Mutex<Known>,
+    /// Held while one is looked for, so that many who miss the same ask once.
+    pub(crate) asking: tokio::sync::Mutex<()>,
+}
 
 #[derive(Debug, Default)]
 struct Known {
@@ -27,7 +31,7 @@ struct Known {
 
 impl Exchanges {
     fn known(&self) -> MutexGuard<'_, Known> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether an exchange is there; `None` when it must be asked for.

@@ -52,7 +52,8 @@
 //!
 //! A [stream queue](postrider_core::Queue::stream) is read from the position that
 //! [`ConsumerOptions::start`](postrider_core::ConsumerOptions::start) names. After a loss its
-//! consumer reads on from the first message that was not settled; a consumer of
+//! consumer reads on from the first message that was not settled, where it named a start or the same
+//! connection declared the stream; a consumer of
 //! [`StreamStart::Next`](postrider_core::StreamStart::Next) that had no delivery yet begins anew.
 //!
 //! # Encryption
@@ -74,6 +75,7 @@ mod arguments;
 mod clock;
 mod consumer;
 mod delivered;
+mod dial;
 #[cfg_attr(not(feature = "tls"), path = "no_encryption.rs")]
 mod encryption;
 mod error;
@@ -87,16 +89,13 @@ mod owner;
 mod pipeline;
 mod properties;
 mod publisher;
-mod record;
-mod roster;
 mod session;
 mod stay;
 mod supervisor;
-mod tls;
 mod transport;
 mod uri;
 mod version;
 
 pub use options::Options;
-pub use tls::Tls;
+pub use postrider_rabbitmq::Tls;
 pub use transport::Amqp091;

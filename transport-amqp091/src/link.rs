@@ -13,6 +13,7 @@ use postrider_core::{
     Capabilities, ConnectionState, Env, Error, ErrorKind, EventSender, Health, Result,
     TransportEvent,
 };
+use postrider_rabbitmq::{Record, Roster};
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, timeout_at},
@@ -21,11 +22,15 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     consumer::Subscriber, error::closed, exchanges::Exchanges, ladder::Ladder, options::Options,
-    record::Record, roster::Roster, session::Session, stay::Stay,
+    session::Session, stay::Stay,
 };
 
-/// How long a closing connection may take to send what was settled before.
-const LAST_FLUSH: Duration = Duration::from_secs(5);
+/// How long a closing connection takes at least, and at most, to send what was settled before.
+const LAST_FLUSH: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(5));
+
+/// What of a frame is not for the headers of a message, in bytes: its properties, and the deaths that
+/// the broker writes into it.
+const HEADER_MARGIN: usize = 16 * 1024;
 
 #[derive(Debug, Clone)]
 pub(crate) enum Stage {
@@ -76,6 +81,8 @@ pub(crate) struct Link {
     /// Told when a delivery is settled at the broker, or a verdict is given, while it closes.
     settled: Notify,
     ladder: Ladder,
+    /// The most that the headers of a message may take, in bytes.
+    header_limit: usize,
     exchanges: Exchanges,
     /// Ends everything that runs for this connection.
     shutdown: CancellationToken,
@@ -90,6 +97,7 @@ impl fmt::Debug for Link {
 impl Link {
     pub(crate) fn new(url: String, options: Options, session: Arc<Session>) -> Arc<Self> {
         let capabilities = session.version().capabilities();
+        let header_limit = (session.frame_max() as usize).saturating_sub(HEADER_MARGIN);
         let state = State { stage: Stage::Up(session), blocked: None };
         Arc::new(Self {
             url,
@@ -103,6 +111,7 @@ impl Link {
             in_flight: AtomicUsize::new(0),
             settled: Notify::new(),
             ladder: Ladder::default(),
+            header_limit,
             exchanges: Exchanges::default(),
             shutdown: CancellationToken::new(),
         })
@@ -144,6 +153,12 @@ impl Link {
         &self.exchanges
     }
 
+    /// The most that the headers of a message may take, in bytes: they go in one frame, together with
+    /// what the broker adds to them.
+    pub(crate) const fn header_limit(&self) -> usize {
+        self.header_limit
+    }
+
     pub(crate) const fn shutdown(&self) -> &CancellationToken {
         &self.shutdown
     }
@@ -176,7 +191,7 @@ impl Link {
 
     /// When a call that begins now must be over.
     pub(crate) fn operation_deadline(&self) -> Instant {
-        self.env().now() + self.options.operation_timeout
+        self.env().deadline(self.options.operation_timeout)
     }
 
     /// Waits for the connection, until `deadline`.
@@ -311,7 +326,7 @@ impl Link {
     }
 
     pub(crate) async fn close(&self, deadline: Duration) -> Result<()> {
-        let end = self.env().now() + deadline;
+        let end = self.env().deadline(deadline);
         let begun = self.state.send_if_modified(|state| {
             let session = match &state.stage {
                 Stage::Up(session) => Some(session.clone()),
@@ -351,7 +366,8 @@ impl Link {
                     session.consumers_gone().await;
                 }
             };
-            let _left = tokio::time::timeout(LAST_FLUSH, told).await;
+            let _left =
+                tokio::time::timeout(deadline.clamp(LAST_FLUSH.0, LAST_FLUSH.1), told).await;
         }
         self.finish();
         if let Some(session) = session {

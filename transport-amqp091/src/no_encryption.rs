@@ -5,7 +5,7 @@ use std::io;
 use lapin::tcp::AsyncTcpStream;
 use postrider_core::{Error, ErrorKind, Result};
 
-use crate::tls::Tls;
+use postrider_rabbitmq::Tls;
 
 #[derive(Clone)]
 pub(crate) enum Encryption {}

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use postrider_core::Env;
 
-use crate::Tls;
+use postrider_rabbitmq::Tls;
 
 /// What a connection's URL does not say.
 #[derive(Debug, Clone)]

@@ -1,6 +1,6 @@
 //! The task that owns a consumer's channel: takes what comes, and tells the broker what is settled.
 
-use std::{sync::Arc, time::Duration};
+use std::{mem, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, StreamExt};
 use lapin::{
@@ -10,7 +10,7 @@ use lapin::{
 use postrider_core::{Error, ErrorKind, Result, Settlement};
 use tokio::{
     task::JoinSet,
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
@@ -25,14 +25,29 @@ use crate::{
     stay::Stay,
 };
 
-/// How long acks are gathered before they are sent.
-const GATHER: Duration = Duration::from_millis(1);
+/// How long acks are gathered before they are sent, when there are few. Each that is sent wakes three
+/// threads, so a consumer of a trickle would spend more on its acks than on its messages.
+const GATHER: Duration = Duration::from_millis(5);
+
+/// How many deliveries are taken in a row before settlements are looked at.
+const RUN: usize = 64;
 
 /// How long one frame may take to be written, and a cancel to be answered.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a failed message is held here at most, when a delay is not to be had of the broker.
+const LONGEST_HOLD: Duration = Duration::from_secs(30);
+
 /// How long a cancel may take on a connection that is over.
 const LEAVE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// What is known of the queue.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Kind {
+    /// Whether it has one consumer at a time.
+    pub(crate) keeps_order: bool,
+    pub(crate) is_stream: bool,
+}
 
 /// Why a stay is over.
 enum Over {
@@ -56,12 +71,16 @@ pub(crate) struct Owner {
     /// Whether the queue has one consumer at a time. A cancel would hand it to the next before this
     /// one has given back what it has, so it keeps its place until it can give back all at once.
     keeps_order: bool,
+    is_stream: bool,
     /// How many acks are sent at once at the latest.
     enough: usize,
     flush_at: Option<Instant>,
     /// Delayed retries whose copy is not confirmed.
     retries: JoinSet<(u64, Result<()>)>,
     acks: Vec<Ack>,
+    /// Settlements and deliveries at work on, kept for their memory.
+    orders: Vec<(u64, Settlement)>,
+    taken: Vec<Taken>,
 }
 
 impl Owner {
@@ -72,7 +91,7 @@ impl Owner {
         channel: Channel,
         deliveries: lapin::Consumer,
         prefetch: u16,
-        keeps_order: bool,
+        kind: Kind,
     ) -> Self {
         Self {
             stay,
@@ -81,11 +100,14 @@ impl Owner {
             channel,
             deliveries,
             consuming: true,
-            keeps_order,
-            enough: usize::from(prefetch / 10).max(1),
+            keeps_order: kind.keeps_order,
+            is_stream: kind.is_stream,
+            enough: usize::from(prefetch / 4).max(1),
             flush_at: None,
             retries: JoinSet::new(),
             acks: Vec::new(),
+            orders: Vec::new(),
+            taken: Vec::new(),
         }
     }
 
@@ -121,6 +143,9 @@ impl Owner {
     }
 
     async fn serve(&mut self) -> Over {
+        // Made once: it is entered in a list under a lock.
+        let session = self.session.clone();
+        let mut over = pin!(session.over());
         loop {
             if let Err(error) = self.obey().await {
                 return Over::Channel(error);
@@ -143,7 +168,7 @@ impl Owner {
             let flush_at = self.flush_at;
             tokio::select! {
                 biased;
-                () = self.session.over() => return Over::Lost,
+                () = &mut over => return Over::Lost,
                 () = self.stay.called() => {}
                 Some(Ok((tag, copied))) = self.retries.join_next() => {
                     if let Err(error) = self.retried(tag, copied).await {
@@ -166,15 +191,25 @@ impl Owner {
 
     /// Does what was ordered since it was last looked at.
     async fn obey(&mut self) -> Result<()> {
-        let (orders, stop, unread) = {
+        let mut orders = mem::take(&mut self.orders);
+        let (stop, unread) = {
             let mut book = self.stay.book();
             book.busy = true;
-            let stop = std::mem::take(&mut book.stop);
-            (std::mem::take(&mut book.orders), stop, std::mem::take(&mut book.unread))
+            mem::swap(&mut book.orders, &mut orders);
+            // Most are acks, which need nothing but the ledger.
+            orders.retain(|(tag, settlement)| {
+                let is_ack = *settlement == Settlement::Ack;
+                if is_ack {
+                    book.ledger.ack(*tag);
+                }
+                !is_ack
+            });
+            (mem::take(&mut book.stop), mem::take(&mut book.unread))
         };
-        for (tag, settlement) in orders {
+        for (tag, settlement) in orders.drain(..) {
             self.apply(tag, settlement).await?;
         }
+        self.orders = orders;
         if stop {
             self.give_back(unread).await?;
         }
@@ -209,9 +244,13 @@ impl Owner {
                     self.done(tag);
                     return fail(&self.channel, tag).await;
                 }
-                let (link, queue) = (self.stay.link().clone(), self.stay.queue().clone());
+                let link = self.stay.link().clone();
                 let copied = async move {
-                    let copied = ladder::retry(&link, &queue, &kept, after).await;
+                    let copied = ladder::retry(&link, &kept, after).await;
+                    if copied.is_err() {
+                        // It waits here instead: else it would fail again at once, and again.
+                        sleep(after.min(LONGEST_HOLD)).await;
+                    }
                     (tag, copied)
                 };
                 self.retries.spawn(copied);
@@ -241,7 +280,7 @@ impl Owner {
     }
 
     /// A copy for later is stored, so the original is done with; or it is not, and then the
-    /// message comes again at once rather than not at all.
+    /// message comes again sooner rather than not at all.
     async fn retried(&self, tag: u64, copied: Result<()>) -> Result<()> {
         match copied {
             Ok(()) => {
@@ -279,7 +318,7 @@ impl Owner {
             write(cancel).await?;
             while let Some(Some(Ok(delivery))) = self.deliveries.next().now_or_never() {
                 unread.push(delivery.delivery_tag);
-                let kept = delivered::read(self.stay.queue(), delivery);
+                let kept = delivered::read(self.stay.queue(), self.is_stream, delivery);
                 self.stay.book().ledger.enter(*unread.last().unwrap_or(&0), kept);
             }
         }
@@ -292,30 +331,40 @@ impl Owner {
         Ok(())
     }
 
-    /// Takes what came from the broker.
-    async fn take(
-        &mut self,
-        delivery: Option<lapin::Result<lapin::message::Delivery>>,
-    ) -> Result<()> {
-        match delivery {
-            Some(Ok(delivery)) => {
-                let tag = delivery.delivery_tag;
-                let kept = delivered::read(self.stay.queue(), delivery);
-                let taken = Taken { stay: self.stay.clone(), tag, delivered: kept.clone() };
-                {
-                    let mut book = self.stay.book();
-                    book.next_offset = kept.info.offset.map(|offset| offset + 1);
-                    book.ledger.enter(tag, kept);
-                }
-                if !self.subscriber.push(taken) && !self.keeps_order {
-                    self.stay.stop(vec![tag]);
-                }
-                Ok(())
-            }
-            Some(Err(error)) => Err(translate("consume", error)),
-            None if self.channel.status().connected() => self.cancelled().await,
-            None => {
+    /// Takes what came from the broker, and what came with it.
+    async fn take(&mut self, first: Option<lapin::Result<lapin::message::Delivery>>) -> Result<()> {
+        let mut next = Some(first);
+        while let Some(Some(Ok(delivery))) = next {
+            let tag = delivery.delivery_tag;
+            let delivered = delivered::read(self.stay.queue(), self.is_stream, delivery);
+            self.taken.push(Taken { stay: self.stay.clone(), tag, delivered });
+            next =
+                if self.taken.len() < RUN { self.deliveries.next().now_or_never() } else { None };
+        }
+        self.hand_over();
+        match next {
+            None | Some(Some(Ok(_))) => Ok(()),
+            Some(Some(Err(error))) => Err(translate("consume", error)),
+            Some(None) if self.channel.status().connected() => self.cancelled().await,
+            Some(None) => {
                 Err(Error::new(ErrorKind::Unavailable, "consume", "the broker closed the channel"))
+            }
+        }
+    }
+
+    /// Enters what was taken and puts it before the consumer.
+    fn hand_over(&mut self) {
+        {
+            let mut book = self.stay.book();
+            for taken in &self.taken {
+                book.next_offset = taken.delivered.info.offset.map(|offset| offset + 1);
+                book.ledger.enter(taken.tag, taken.delivered.clone());
+            }
+        }
+        if !self.subscriber.push(&self.stay, &mut self.taken) {
+            let unread = self.taken.drain(..).map(|taken| taken.tag).collect();
+            if !self.keeps_order {
+                self.stay.stop(unread);
             }
         }
     }
@@ -344,7 +393,7 @@ impl Owner {
     /// Sends the acks that wait.
     async fn flush(&mut self) -> Result<()> {
         self.flush_at = None;
-        let mut acks = std::mem::take(&mut self.acks);
+        let mut acks = mem::take(&mut self.acks);
         let waiting = {
             let mut book = self.stay.book();
             let waiting = book.ledger.waiting();

@@ -278,7 +278,8 @@ impl Pipeline {
     fn blame(&mut self, mut run: Run) {
         let told = run.failure.take();
         let told = told.as_ref().and_then(reply);
-        let Some((named, text)) = told.and_then(|(_, text)| Some((quoted(text)?, text))) else {
+        let Some((named, text)) = told.and_then(|(code, text)| Some((accused(code, text)?, text)))
+        else {
             run.give_up("the broker closed the channel before the verdict");
             return;
         };
@@ -453,10 +454,11 @@ async fn confirm_channel(link: &Link, session: &Session) -> Result<Channel> {
     Ok(channel)
 }
 
-/// What the broker put in quotes first: the name of what an error is about.
-fn quoted(text: &str) -> Option<&str> {
-    let (_, rest) = text.split_once('\'')?;
-    rest.split_once('\'').map(|(name, _)| name)
+/// The exchange over which the broker closed a channel: one that is not there, or that this user or
+/// nobody may publish to.
+fn accused(code: u16, text: &str) -> Option<&str> {
+    let (_, rest) = text.split_once("exchange '").filter(|_| matches!(code, 403 | 404))?;
+    rest.split_once("' in vhost '").map(|(name, _)| name)
 }
 
 #[cfg(test)]
@@ -465,7 +467,11 @@ mod tests {
 
     #[test]
     fn the_broker_names_the_exchange() {
-        assert_eq!(quoted("NOT_FOUND - no exchange 'x' in vhost '/'"), Some("x"));
-        assert_eq!(quoted("PRECONDITION_FAILED - fast reply"), None);
+        assert_eq!(accused(404, "NOT_FOUND - no exchange 'x' in vhost '/'"), Some("x"));
+        let topic = "ACCESS_REFUSED - write access to topic 'orders' in exchange 'audit' in vhost '/' \
+                     refused for user 'anna'";
+        assert_eq!(accused(403, topic), Some("audit"));
+        assert_eq!(accused(320, "CONNECTION_FORCED - no exchange 'x' in vhost '/'"), None);
+        assert_eq!(accused(406, "PRECONDITION_FAILED - fast reply"), None);
     }
 }

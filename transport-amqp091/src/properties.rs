@@ -70,10 +70,25 @@ fn text(text: &str) -> AMQPValue {
 /// Headers, or the arguments of a binding, as a table.
 pub(crate) fn write_headers(headers: &Headers) -> FieldTable {
     let mut table = FieldTable::default();
-    for (name, value) in headers.iter() {
+    // That name is not the user's: by it the verdict of one message would be that of another.
+    for (name, value) in headers.iter().filter(|(name, _)| *name != PUBLISH_ID_HEADER) {
         table.insert(name.into(), write_value(value));
     }
     table
+}
+
+/// About how many bytes headers take on the wire.
+pub(crate) fn size(headers: &Headers) -> usize {
+    fn of(value: &HeaderValue) -> usize {
+        match value {
+            HeaderValue::Text(text) => text.len(),
+            HeaderValue::Bytes(bytes) => bytes.len(),
+            HeaderValue::List(items) => items.iter().map(|item| of(item) + 1).sum(),
+            HeaderValue::Map(headers) => size(headers),
+            _ => 8,
+        }
+    }
+    headers.iter().map(|(name, value)| name.len() + of(value) + 6).sum()
 }
 
 fn write_value(value: &HeaderValue) -> AMQPValue {
@@ -134,13 +149,6 @@ fn take_text(headers: &mut Headers, name: &str) -> Option<Cow<'static, str>> {
         Some(HeaderValue::Text(text)) => Some(text),
         _ => None,
     }
-}
-
-/// Takes a number away that the broker or this transport put among the headers.
-pub(crate) fn take_count(headers: &mut Headers, name: &str) -> Option<u32> {
-    let number = headers.get(name)?.as_int()?;
-    headers.remove(name);
-    Some(u32::try_from(number).unwrap_or(if number < 0 { 0 } else { u32::MAX }))
 }
 
 /// Takes the place of a message in a stream away.

@@ -13,9 +13,10 @@ use tokio::{
 
 use crate::{
     admin::Admin,
-    error::closed,
+    error::{closed, late},
     link::{Guard, Link},
     pipeline::{Job, Pipeline},
+    properties,
 };
 
 /// Hands messages to the task that owns a confirm channel. It does not keep the connection open.
@@ -44,7 +45,7 @@ impl Sender {
     }
 
     fn deadline(&self, link: &Link) -> Instant {
-        link.env().now() + self.options.timeout
+        link.env().deadline(self.options.timeout)
     }
 
     /// Waits until a message may go, and for a place in the window.
@@ -74,6 +75,11 @@ impl Sender {
         if let Some(there) = link.exchanges().has(name, link.env().now()) {
             return Ok(there);
         }
+        let asking = timeout_at(deadline, link.exchanges().asking.lock());
+        let _one_at_a_time = asking.await.map_err(|_| late("publish"))?;
+        if let Some(there) = link.exchanges().has(name, link.env().now()) {
+            return Ok(there);
+        }
         let session = link.session_to_publish(deadline).await?;
         let there = Admin::new(&session, "publish", deadline).has_exchange(name).await?;
         link.exchanges().note(name, there, link.env().now());
@@ -83,6 +89,15 @@ impl Sender {
     /// Sends a message to its address, without its delay.
     pub(crate) async fn send(&self, link: &Arc<Link>, envelope: Envelope) -> Result<Confirm> {
         let deadline = self.deadline(link);
+        let (size, most) = (properties::size(&envelope.message.headers), link.header_limit());
+        if size > most {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                "publish",
+                format!("the headers have {size} bytes, and one frame takes {most}"),
+            )
+            .with_context("address", envelope.address.to_string()));
+        }
         if !link.takes_publishes() {
             link.ready_to_publish(deadline).await?;
         }

@@ -4,21 +4,18 @@
 //! those. Exclusive queues belong to a connection, so whoever declares them also consumes.
 
 use std::{
-    fmt, io,
+    fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Mutex, PoisonError,
         atomic::{AtomicU16, Ordering},
     },
     time::Duration,
 };
 
-use futures_util::{AsyncRead, AsyncWrite, StreamExt, future, stream::BoxStream};
-use lapin::{
-    Channel, Connection, ConnectionProperties, Event,
-    tcp::{AMQPUriTcpExt, AsyncTcpStream, TLSConfig},
-    uri::AMQPUri,
-};
+use futures_util::{StreamExt, future, stream::BoxStream};
+use lapin::{Channel, Connection, Event};
 use postrider_core::{Error, ErrorKind, Result};
+use postrider_rabbitmq::Version;
 use tokio::{
     sync::OnceCell,
     time::{Instant, interval, timeout, timeout_at},
@@ -26,9 +23,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    encryption::Encryption,
+    dial::Socket,
     error::{late, translate},
-    version::Version,
 };
 
 /// How long closing a channel or a connection may take.
@@ -59,6 +55,8 @@ pub(crate) struct Session {
     /// connection is closed just then.
     retired: Mutex<Vec<Channel>>,
     closed: OnceCell<()>,
+    /// Those of its connections, until they are closed.
+    sockets: Mutex<Vec<Socket>>,
     /// The tasks that own its consumers' channels.
     consumers: TaskTracker,
     /// Channels that ended by an error.
@@ -88,76 +86,25 @@ pub(crate) struct Listener {
     look: tokio::time::Interval,
 }
 
-/// How to connect.
-#[derive(Clone)]
-pub(crate) struct Dial {
-    pub(crate) uri: AMQPUri,
-    pub(crate) encryption: Option<Encryption>,
-    pub(crate) name: String,
-    pub(crate) limit: Duration,
-}
-
-impl Dial {
-    async fn connect(&self, role: &str) -> Result<Connection> {
-        let properties = ConnectionProperties::default()
-            .with_connection_name(format!("{} ({role})", self.name).into())
-            .with_client_property("product".into(), "Postrider".into())
-            .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
-        let runtime =
-            lapin::runtime::default_runtime().map_err(|error| translate("connect", error))?;
-        let connecting = async {
-            // Before the client library is asked: it leaves tasks behind for each connection that
-            // cannot be opened, which would add up while a broker is down.
-            let stream = self.uri.connect_with_config_async(TLSConfig::default(), &runtime).await?;
-            let stream = Mutex::new(Some(self.encrypt(stream).await?));
-            let open = async move |_: AMQPUri, _| {
-                let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
-                Ok(stream.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?)
-            };
-            Connection::connector(self.uri.clone(), runtime.clone(), open, properties).await
-        };
-        timeout(self.limit, connecting)
-            .await
-            .map_err(|_| late("connect"))?
-            .map_err(|error| translate("connect", error))
-    }
-
-    /// Encrypts a connection on which nothing was said yet, where the URL wants it.
-    pub(crate) async fn encrypt<S>(
-        &self,
-        stream: AsyncTcpStream<S>,
-    ) -> io::Result<AsyncTcpStream<S>>
-    where
-        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    {
-        match &self.encryption {
-            Some(encryption) => encryption.wrap(stream).await,
-            None => Ok(stream),
-        }
-    }
-
-    /// Opens both connections.
-    pub(crate) async fn session(
-        &self,
-        epoch: u64,
-        version: Version,
-    ) -> Result<(Arc<Session>, Listener)> {
-        let (publishing, consuming) =
-            future::join(self.connect("publishing"), self.connect("consuming")).await;
-        let (publishing, consuming) = match (publishing, consuming) {
-            (Ok(publishing), Ok(consuming)) => (publishing, consuming),
-            (Ok(lonely), Err(error)) | (Err(error), Ok(lonely)) => {
-                close_connection(&lonely).await;
-                return Err(error);
-            }
-            (Err(error), Err(_)) => return Err(error),
-        };
-        let listener = Listener {
+impl Listener {
+    pub(crate) fn new(publishing: &Connection, consuming: &Connection) -> Self {
+        Self {
             publishing: publishing.events_listener().boxed(),
             consuming: consuming.events_listener().boxed(),
             look: interval(LOOK),
-        };
-        let session = Arc::new(Session {
+        }
+    }
+}
+
+impl Session {
+    pub(crate) fn new(
+        epoch: u64,
+        version: Version,
+        publishing: Connection,
+        consuming: Connection,
+        sockets: [Socket; 2],
+    ) -> Self {
+        Self {
             epoch,
             version,
             publishing,
@@ -166,15 +113,13 @@ impl Dial {
             spare: Mutex::default(),
             retired: Mutex::default(),
             closed: OnceCell::new(),
+            sockets: Mutex::new(sockets.into()),
             consumers: TaskTracker::new(),
             dead_channels: AtomicU16::new(0),
             worn: CancellationToken::new(),
-        });
-        Ok((session, listener))
+        }
     }
-}
 
-impl Session {
     pub(crate) const fn epoch(&self) -> u64 {
         self.epoch
     }
@@ -182,6 +127,11 @@ impl Session {
     /// The broker's.
     pub(crate) const fn version(&self) -> Version {
         self.version
+    }
+
+    /// The largest frame that was agreed on, in bytes.
+    pub(crate) fn frame_max(&self) -> u32 {
+        self.publishing.configuration().frame_max()
     }
 
     /// Waits until it is over.
@@ -369,6 +319,7 @@ impl Session {
             for channels in [&self.spare, &self.retired] {
                 channels.lock().unwrap_or_else(PoisonError::into_inner).clear();
             }
+            self.sockets.lock().unwrap_or_else(PoisonError::into_inner).clear();
         };
         self.closed.get_or_init(close).await;
     }
@@ -383,7 +334,7 @@ fn lost(operation: &'static str) -> Error {
     Error::new(ErrorKind::Unavailable, operation, "the connection was lost meanwhile")
 }
 
-async fn close_connection(connection: &Connection) {
+pub(crate) async fn close_connection(connection: &Connection) {
     if connection.status().connected() {
         // A connection that is blocked or half dead does not answer; then it is dropped as it is.
         let _left = timeout(CLOSE_TIMEOUT, connection.close(200, "OK".into())).await;

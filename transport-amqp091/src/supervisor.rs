@@ -8,12 +8,23 @@ use tokio::time::sleep;
 
 use crate::{
     admin,
+    dial::Dial,
     link::Link,
-    session::{Dial, Listener, News, Session},
+    session::{Listener, News, Session},
 };
 
 /// The first pause between attempts to reconnect.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+/// A connection that lived for less is lost young.
+const YOUNG: Duration = Duration::from_secs(5);
+
+/// How many connections in a row may be lost young before there is a pause.
+const PATIENCE: u32 = 5;
+
+/// How often it is tried to bring back what goes by itself while the broker still clears up after
+/// the lost connection.
+const ATTEMPTS: u32 = 20;
 
 /// Runs until the connection is closed by its user.
 pub(crate) async fn supervise(
@@ -22,7 +33,9 @@ pub(crate) async fn supervise(
     mut session: Arc<Session>,
     mut listener: Listener,
 ) {
+    let mut young = 0;
     loop {
+        let born = link.env().now();
         let cause = tokio::select! {
             cause = watch(&link, &session, &mut listener) => cause,
             () = link.shutdown().cancelled() => {
@@ -40,8 +53,9 @@ pub(crate) async fn supervise(
             return;
         }
         link.events().send(TransportEvent::Lost { cause });
+        young = if link.env().now() - born < YOUNG { young + 1 } else { 0 };
         let restored = tokio::select! {
-            restored = reconnect(&link, &dial, &session) => restored,
+            restored = reconnect(&link, &dial, &session, young) => restored,
             () = link.shutdown().cancelled() => return,
         };
         (session, listener) = restored;
@@ -74,10 +88,20 @@ fn lose(link: &Link) {
     }
 }
 
-/// Tries until connection, topology and consumers are back.
-async fn reconnect(link: &Arc<Link>, dial: &Dial, lost: &Session) -> (Arc<Session>, Listener) {
+/// Tries until connection, topology and consumers are back. Connections that are lost as soon as
+/// they are made, `young` in a row, are made after a pause: something that comes with them ends them.
+async fn reconnect(
+    link: &Arc<Link>,
+    dial: &Dial,
+    lost: &Session,
+    young: u32,
+) -> (Arc<Session>, Listener) {
     let longest = link.options().reconnect_pause.max(FIRST_PAUSE);
     let mut pause = FIRST_PAUSE;
+    if let Some(more) = u32::checked_sub(young, PATIENCE) {
+        pause = FIRST_PAUSE.saturating_mul(1 << more.min(16)).min(longest);
+        sleep(jittered(link.env(), pause)).await;
+    }
     loop {
         match restore(link, dial, lost).await {
             Ok(restored) => return restored,
@@ -100,13 +124,22 @@ async fn restore(
 ) -> Result<(Arc<Session>, Listener)> {
     let (session, mut listener) = dial.session(lost.epoch() + 1, lost.version()).await?;
     let restoring = async {
-        admin::restore(link, &session).await?;
-        let subscribers = link.subscribers().alive();
-        future::join_all(subscribers.iter().map(|subscriber| subscriber.resume(&session)))
+        for attempt in 1..=ATTEMPTS {
+            let last = attempt == ATTEMPTS;
+            let bound = admin::restore(link, &session, last).await?;
+            let subscribers = link.subscribers().alive();
+            future::join_all(
+                subscribers.iter().map(|subscriber| subscriber.resume(&session, last)),
+            )
             .await
             .into_iter()
-            .collect::<Result<Vec<()>>>()
-            .map(drop)
+            .collect::<Result<Vec<()>>>()?;
+            if bound && admin::is_whole(link, &session).await? {
+                break;
+            }
+            sleep(FIRST_PAUSE).await;
+        }
+        Ok(())
     };
     let outcome = tokio::select! {
         outcome = restoring => outcome,

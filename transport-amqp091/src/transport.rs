@@ -14,11 +14,12 @@ use tokio::{runtime::Handle, time::sleep};
 use crate::{
     admin::{self, Admin},
     consumer::{Deliveries, Subscriber},
+    dial::Dial,
     encryption::Encryption,
     link::{Guard, Link},
     options::Options,
     publisher::Amqp091Publisher,
-    session::{Dial, Listener, Session},
+    session::{Listener, Session},
     supervisor, uri, version,
 };
 

@@ -1,16 +1,14 @@
-//! Which broker it is, and what follows from that.
+//! Which broker it is.
 
 use std::io;
 
 use futures_util::{AsyncReadExt, AsyncWriteExt};
 use lapin::tcp::{AMQPUriTcpExt, TLSConfig};
-use postrider_core::{Capabilities, Delay, Error, ErrorKind, ReplyMode, Result};
+use postrider_core::{Error, ErrorKind, Result};
+use postrider_rabbitmq::Version;
 use tokio::time::timeout;
 
-use crate::{encryption::explain, session::Dial};
-
-/// The largest body: RabbitMQ's default, 16 MiB.
-const MAX_MESSAGE_SIZE: u64 = 16 * 1024 * 1024;
+use crate::{dial::Dial, encryption::explain};
 
 /// The protocol header of AMQP 0.9.1.
 const HEADER: &[u8] = b"AMQP\x00\x00\x09\x01";
@@ -20,13 +18,6 @@ const TLS_ALERT: u8 = 21;
 
 /// The most that a broker's greeting may be.
 const MAX_GREETING: usize = 64 * 1024;
-
-/// A broker's version, as far as it matters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Version {
-    pub(crate) major: u16,
-    pub(crate) minor: u16,
-}
 
 /// Asks the broker for its version: it is in the greeting, which the client library keeps to
 /// itself, so a connection of its own reads the greeting and ends.
@@ -74,45 +65,7 @@ fn read(greeting: &[u8]) -> Option<Version> {
     let at = greeting.windows(FIELD.len()).position(|window| window == FIELD)? + FIELD.len();
     let size = u32::from_be_bytes(greeting.get(at..at + 4)?.try_into().ok()?) as usize;
     let text = std::str::from_utf8(greeting.get(at + 4..at + 4 + size)?).ok()?;
-    let mut parts = text.split('.');
-    let major = parts.next()?.parse().ok()?;
-    let minor = parts.next()?.parse().ok()?;
-    Some(Version { major, minor })
-}
-
-impl Version {
-    /// Whether quorum queues count failures apart from returns, and keep 32 priorities.
-    pub(crate) const fn counts_failures_apart(self) -> bool {
-        self.major > 4 || (self.major == 4 && self.minor >= 3)
-    }
-
-    /// Whether a quorum queue delays the messages that failed.
-    pub(crate) const fn delays_retries(self) -> bool {
-        self.counts_failures_apart()
-    }
-
-    /// Whether a consumer that leaves a delivery unsettled for too long is cancelled; before, its
-    /// channel is closed.
-    pub(crate) const fn cancels_slow_consumers(self) -> bool {
-        self.counts_failures_apart()
-    }
-
-    pub(crate) fn capabilities(self) -> Capabilities {
-        let mut capabilities = Capabilities::minimal();
-        capabilities.topology = true;
-        capabilities.delayed_publish = Delay::Ladder;
-        capabilities.delayed_retry = Delay::Ladder;
-        capabilities.priority_levels = if self.counts_failures_apart() { 32 } else { 2 };
-        capabilities.delivery_limit = true;
-        capabilities.uncounted_release = self.counts_failures_apart();
-        capabilities.exact_attempts = false;
-        capabilities.streams = true;
-        capabilities.max_message_size = Some(MAX_MESSAGE_SIZE);
-        capabilities.reply_mode = ReplyMode::ExclusiveQueue;
-        capabilities.nested_headers = true;
-        capabilities.reject_reason = false;
-        capabilities
-    }
+    Version::parse(text)
 }
 
 #[cfg(test)]
@@ -126,10 +79,6 @@ mod tests {
             \x07versionS\x00\x00\x00\x054.3.6\x08platformS\x00\x00\x00\x00";
         let version = read(greeting).unwrap();
         assert_eq!(version, Version { major: 4, minor: 3 });
-        assert!(version.capabilities().uncounted_release);
-        let older = Version { major: 4, minor: 0 };
-        assert_eq!(older.capabilities().priority_levels, 2);
-        assert!(older < version);
         assert_eq!(read(b"\x07versionS\x00\x00\xff\xff4"), None);
         assert_eq!(read(b""), None);
     }

@@ -401,6 +401,7 @@ fn capabilities() -> Capabilities {
     capabilities.exact_attempts = true;
     capabilities.max_message_size = Some(MAX_MESSAGE_SIZE);
     capabilities.reply_mode = ReplyMode::ExclusiveQueue;
+    capabilities.exclusive_consumers = true;
     capabilities.nested_headers = true;
     capabilities.reject_reason = true;
     capabilities

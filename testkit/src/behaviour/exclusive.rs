@@ -12,13 +12,14 @@ use crate::{Scene, scene::refused};
 
 pub(super) fn behaviours() -> Vec<Behaviour> {
     const NEEDS: &[Need] = &[Need::Topology];
+    const CONSUMERS: &[Need] = &[Need::Topology, Need::ExclusiveConsumers];
     vec![
         Behaviour::new(exclusive_queue_is_locked_to_others, NEEDS),
         Behaviour::new(anyone_publishes_to_an_exclusive_queue, NEEDS),
         Behaviour::new(exclusive_queue_goes_with_its_connection, NEEDS),
-        Behaviour::new(exclusive_consumer_keeps_others_out, NEEDS),
-        Behaviour::new(exclusive_consumer_needs_an_unused_queue, NEEDS),
-        Behaviour::new(a_single_active_consumer_is_not_exclusive, NEEDS),
+        Behaviour::new(exclusive_consumer_keeps_others_out, CONSUMERS),
+        Behaviour::new(exclusive_consumer_needs_an_unused_queue, CONSUMERS),
+        Behaviour::new(a_single_active_consumer_is_not_exclusive, CONSUMERS),
         Behaviour::new(auto_delete_queue_goes_with_its_last_consumer, NEEDS),
         Behaviour::new(auto_delete_queue_takes_what_comes_back_with_it, NEEDS),
         Behaviour::new(auto_delete_queue_waits_for_its_first_consumer, NEEDS),

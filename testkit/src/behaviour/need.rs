@@ -24,6 +24,8 @@ pub enum Need {
     ExactAttempts,
     /// There is a largest message.
     MaxMessageSize,
+    /// A consumer can keep others from its queue.
+    ExclusiveConsumers,
     /// Headers may be lists and maps.
     NestedHeaders,
     /// The reason of a reject travels with the dead letter.
@@ -45,6 +47,7 @@ impl Need {
             Self::UncountedRelease => capabilities.uncounted_release,
             Self::ExactAttempts => capabilities.exact_attempts,
             Self::MaxMessageSize => capabilities.max_message_size.is_some(),
+            Self::ExclusiveConsumers => capabilities.exclusive_consumers,
             Self::NestedHeaders => capabilities.nested_headers,
             Self::RejectReason => capabilities.reject_reason,
             Self::Fault(fault) => faults.contains(fault),
@@ -63,6 +66,7 @@ impl fmt::Display for Need {
             Self::UncountedRelease => f.write_str("uncounted_release"),
             Self::ExactAttempts => f.write_str("exact_attempts"),
             Self::MaxMessageSize => f.write_str("max_message_size"),
+            Self::ExclusiveConsumers => f.write_str("exclusive_consumers"),
             Self::NestedHeaders => f.write_str("nested_headers"),
             Self::RejectReason => f.write_str("reject_reason"),
             Self::Fault(fault) => fault.fmt(f),
@@ -86,6 +90,7 @@ mod tests {
             Need::UncountedRelease,
             Need::ExactAttempts,
             Need::MaxMessageSize,
+            Need::ExclusiveConsumers,
             Need::NestedHeaders,
             Need::RejectReason,
             Need::Fault(Fault::Alarm),

@@ -1,5 +1,7 @@
 //! Sending: batches, streams, sizes, and what is refused before it is sent.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use postrider_core::{
@@ -23,6 +25,8 @@ pub(super) fn behaviours() -> Vec<Behaviour> {
         Behaviour::new(missing_exchange_leaves_publisher_usable, &[Need::Topology]),
         Behaviour::new(missing_exchange_harms_no_neighbour, &[Need::Topology]),
         Behaviour::new(internal_exchange_takes_no_publish, &[Need::Topology]),
+        Behaviour::new(verdicts_are_not_swapped_by_headers, &[Need::Topology]),
+        Behaviour::new(endless_timeouts_are_long_ones, &[Need::Topology]),
         Behaviour::new(empty_and_large_bodies_arrive, &[Need::Topology]),
         Behaviour::new(body_over_the_limit_is_refused, &[Need::Topology, Need::MaxMessageSize]),
     ]
@@ -271,4 +275,33 @@ async fn body_over_the_limit_is_refused(scene: Scene) {
     refused(sent, &[ErrorKind::Invalid], "a body one byte over the limit");
     scene.publish(&queue, ["after"]).await;
     scene.holds(&queue, &["after"]).await;
+}
+
+/// A transport may tell messages apart by a header; users who write it get their own verdicts.
+async fn verdicts_are_not_swapped_by_headers(scene: Scene) {
+    let queue = scene.queue("own").await;
+    let publisher = scene.publisher().await;
+    let mut confirms = Vec::new();
+    for n in 0..20_i64 {
+        let nowhere = scene.name("nowhere");
+        let address = Address::queue(if n % 2 == 0 { queue.clone() } else { nowhere });
+        let message = Message::new(n.to_string()).with_header("postrider-publish-id", n - 1);
+        confirms.push((n, scene.send(&*publisher, Envelope::new(address, message)).await));
+    }
+    for (n, confirm) in confirms {
+        let expected = if n % 2 == 0 { Verdict::Accepted } else { Verdict::Unroutable };
+        assert_eq!(scene.verdict(confirm).await, expected, "message {n}");
+    }
+}
+
+async fn endless_timeouts_are_long_ones(scene: Scene) {
+    let queue = scene.queue("patient").await;
+    let transport = scene.connect().await.transport;
+    let options = PublisherOptions::default().with_timeout(Duration::MAX);
+    let publisher = transport.publisher(options).await.expect("a publisher without a time limit");
+    let envelope = Envelope::new(Address::queue(queue.clone()), Message::new("x"));
+    publisher.publish(envelope).await.expect("a publish without a time limit");
+    publisher.flush().await.expect("a flush without a time limit");
+    transport.close(Duration::MAX).await.expect("closing with nothing under way");
+    scene.holds(&queue, &["x"]).await;
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use postrider_core::{Delivery, Queue, TransportEvent};
+use postrider_core::{Delivery, Message, Queue, TransportEvent};
 use tokio::time;
 
 use super::{Behaviour, Need};
@@ -21,6 +21,8 @@ pub(super) fn behaviours() -> Vec<Behaviour> {
             &[Need::Topology, Need::ExactAttempts],
         ),
         Behaviour::new(delayed_retry_is_hidden_and_counted, &[Need::Topology, Need::DelayedRetry]),
+        Behaviour::new(longest_retry_stays_hidden, &[Need::Topology, Need::DelayedRetry]),
+        Behaviour::new(headers_of_brokers_are_nobodys_word, &[Need::Topology]),
         Behaviour::new(reject_without_dead_letter_drops, &[Need::Topology]),
         Behaviour::new(dropped_delivery_comes_back_with_an_event, &[Need::Topology]),
         Behaviour::new(settlement_after_a_loss_is_stale, LOSS),
@@ -247,4 +249,32 @@ async fn settlement_after_a_loss_is_stale(scene: Scene) {
         drop(reader);
         scene.settles_at(&queue, 0).await;
     }
+}
+
+/// A delay that is longer than the broker can have is a long one, and not none.
+async fn longest_retry_stays_hidden(scene: Scene) {
+    let queue = scene.queue("hidden").await;
+    scene.publish(&queue, ["later"]).await;
+    let mut reader = scene.read(&queue, 10).await;
+    reader.next().await.retry(Duration::MAX);
+    reader.is_silent().await;
+}
+
+/// Whoever publishes can write what a broker writes; that changes nothing in how it is settled.
+async fn headers_of_brokers_are_nobodys_word(scene: Scene) {
+    let queue =
+        scene.declare_queue(Queue::durable(scene.name("forged")).with_delivery_limit(5)).await;
+    let message = Message::new("forged")
+        .with_header("x-stream-offset", 7_i64)
+        .with_header("postrider-attempt", 1_000_i64)
+        .with_header("postrider-failures", 1_000_i64);
+    scene.publish_message(&queue, message).await;
+    let mut reader = scene.read(&queue, 10).await;
+    let first = reader.next().await;
+    assert_eq!(first.info().offset, None, "it comes from no stream: {:?}", first.info());
+    assert_counts(&first, 1, 0);
+    first.retry(Duration::ZERO);
+    let second = reader.next().await;
+    assert_counts(&second, 2, 1);
+    second.ack();
 }

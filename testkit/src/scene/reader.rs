@@ -59,6 +59,24 @@ impl Reader {
         bodies
     }
 
+    /// The delivery with this body, after a loss: what was acked just before it may come once more,
+    /// since its ack may have gone with the connection, and is acked again.
+    ///
+    /// # Panics
+    ///
+    /// When it does not come, or something comes before it that was never delivered.
+    pub async fn after_loss(&mut self, body: &str) -> Delivery {
+        loop {
+            let delivery = self.next().await;
+            let came = text(&delivery);
+            if came == body {
+                return delivery;
+            }
+            assert!(delivery.info().redelivered, "'{came}' comes before '{body}'");
+            delivery.ack();
+        }
+    }
+
     /// Sees that nothing comes for a while.
     ///
     /// # Panics

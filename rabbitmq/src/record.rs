@@ -5,8 +5,9 @@ use postrider_core::{Exchange, Queue, Target, Topology};
 /// How many entities may be recorded before those that are gone are looked for.
 const PRUNE_FROM: usize = 256;
 
+/// The topology that a connection declared, without what is known to be gone.
 #[derive(Debug, Default)]
-pub(crate) struct Record {
+pub struct Record {
     topology: Topology,
     /// The size after the last pruning: growing to twice that is when to prune again.
     pruned: usize,
@@ -18,7 +19,8 @@ impl Record {
         exchanges.len() + queues.len() + bindings.len()
     }
 
-    pub(crate) fn add(&mut self, topology: &Topology) {
+    /// Enters what was declared, in the place of what had the same name.
+    pub fn add(&mut self, topology: &Topology) {
         let Topology { exchanges, queues, bindings } = &mut self.topology;
         for exchange in &topology.exchanges {
             exchanges.retain(|known| known.name != exchange.name);
@@ -36,16 +38,18 @@ impl Record {
     }
 
     /// Whether it has grown so much that what is gone should be looked for.
-    pub(crate) fn wants_pruning(&self) -> bool {
+    #[must_use]
+    pub fn wants_pruning(&self) -> bool {
         self.len() > 2 * self.pruned + PRUNE_FROM
     }
 
     /// Notes that what is gone was looked for.
-    pub(crate) fn note_pruned(&mut self) {
+    pub fn note_pruned(&mut self) {
         self.pruned = self.len();
     }
 
-    pub(crate) fn remove(&mut self, topology: &Topology) {
+    /// Takes out what was removed, with its bindings.
+    pub fn remove(&mut self, topology: &Topology) {
         self.topology.bindings.retain(|known| !topology.bindings.contains(known));
         for exchange in &topology.exchanges {
             self.forget_exchange(&exchange.name);
@@ -56,7 +60,7 @@ impl Record {
     }
 
     /// Forgets an exchange with its bindings.
-    pub(crate) fn forget_exchange(&mut self, name: &str) {
+    pub fn forget_exchange(&mut self, name: &str) {
         let Topology { exchanges, bindings, .. } = &mut self.topology;
         exchanges.retain(|known| known.name != name);
         bindings.retain(|known| {
@@ -66,28 +70,34 @@ impl Record {
     }
 
     /// Forgets a queue with its bindings.
-    pub(crate) fn forget_queue(&mut self, name: &str) {
+    pub fn forget_queue(&mut self, name: &str) {
         let Topology { queues, bindings, .. } = &mut self.topology;
         queues.retain(|known| known.name != name);
         bindings.retain(|known| !matches!(&known.target, Target::Queue(target) if target == name));
     }
 
-    pub(crate) fn queue(&self, name: &str) -> Option<&Queue> {
+    /// The queue of this name, as it was declared.
+    #[must_use]
+    pub fn queue(&self, name: &str) -> Option<&Queue> {
         self.topology.queues.iter().find(|known| known.name == name)
     }
 
-    pub(crate) const fn topology(&self) -> &Topology {
+    /// All of it.
+    #[must_use]
+    pub const fn topology(&self) -> &Topology {
         &self.topology
     }
 }
 
 /// Whether a queue goes with its connection or its consumers, so that it is made anew after a loss.
-pub(crate) const fn goes_by_itself(queue: &Queue) -> bool {
+#[must_use]
+pub const fn queue_goes_by_itself(queue: &Queue) -> bool {
     queue.exclusive || queue.auto_delete
 }
 
 /// Whether an exchange goes by itself.
-pub(crate) const fn exchange_goes_by_itself(exchange: &Exchange) -> bool {
+#[must_use]
+pub const fn exchange_goes_by_itself(exchange: &Exchange) -> bool {
     exchange.auto_delete || !exchange.durable
 }
 

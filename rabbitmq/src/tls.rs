@@ -2,27 +2,28 @@
 
 use std::fmt;
 
-/// Which certificates an `amqps` connection trusts, and which it shows. It needs the crate feature
-/// `tls`. What is wrong with them is an error of connecting.
+/// Which certificates an encrypted connection trusts, and which it shows. It needs the transport's
+/// crate feature `tls`. What is wrong with them is an error of connecting.
 ///
 /// # Example: an authority of one's own, and a client certificate instead of a password
 ///
 /// ```no_run
-/// use postrider_transport_amqp091::{Amqp091, Options, Tls};
+/// use postrider_rabbitmq::Tls;
 ///
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # fn main() -> std::io::Result<()> {
 /// let tls = Tls::default()
 ///     .with_authorities(std::fs::read_to_string("ca.pem")?)
 ///     .with_identity(std::fs::read("client.pem")?, std::fs::read("client.key")?);
-/// let url = "amqps://broker.example.com/shop?auth_mechanism=external";
-/// let broker = Amqp091::connect_with(url, Options::default().with_tls(tls)).await?;
 /// # Ok(()) }
 /// ```
+///
+/// It goes into the transport's options; RabbitMQ takes the certificate for the password when the
+/// URL ends in `?auth_mechanism=external`.
 #[derive(Clone, Default)]
 pub struct Tls {
-    pub(crate) authorities: Option<String>,
+    authorities: Option<String>,
     /// The certificate with its chain, and the key.
-    pub(crate) identity: Option<(Vec<u8>, Vec<u8>)>,
+    identity: Option<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Tls {
@@ -39,6 +40,20 @@ impl Tls {
     pub fn with_identity(mut self, pem: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
         self.identity = Some((pem.into(), key.into()));
         self
+    }
+}
+
+impl Tls {
+    /// The authorities that are trusted beside those of the platform, in PEM.
+    #[must_use]
+    pub fn authorities(&self) -> Option<&str> {
+        self.authorities.as_deref()
+    }
+
+    /// The client certificate with its chain, and the key, both in PEM.
+    #[must_use]
+    pub fn identity(&self) -> Option<(&[u8], &[u8])> {
+        self.identity.as_ref().map(|(chain, key)| (&**chain, &**key))
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// A list of those who are alive, in the order they came.
 #[derive(Debug)]
-pub(crate) struct Roster<T>(Mutex<Vec<Weak<T>>>);
+pub struct Roster<T>(Mutex<Vec<Weak<T>>>);
 
 impl<T> Default for Roster<T> {
     fn default() -> Self {
@@ -17,7 +17,8 @@ impl<T> Roster<T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn enter(&self, member: &Arc<T>) {
+    /// Enters somebody.
+    pub fn enter(&self, member: &Arc<T>) {
         let mut members = self.members();
         // Only when it would grow, so that each is looked at a bounded number of times.
         if members.len() == members.capacity() {
@@ -26,7 +27,9 @@ impl<T> Roster<T> {
         members.push(Arc::downgrade(member));
     }
 
-    pub(crate) fn alive(&self) -> Vec<Arc<T>> {
+    /// Those who are alive.
+    #[must_use]
+    pub fn alive(&self) -> Vec<Arc<T>> {
         self.members().iter().filter_map(Weak::upgrade).collect()
     }
 }

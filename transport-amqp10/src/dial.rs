@@ -1,0 +1,77 @@
+//! Opening a connection.
+
+use std::sync::Arc;
+
+use fe2o3_amqp::{connection::ConnectionHandle, sasl_profile::SaslProfile};
+use postrider_core::{Env, Error, ErrorKind, Result};
+use tokio::{net::TcpStream, time::timeout};
+
+use crate::{
+    encryption::Encryption,
+    error::{late, of_open},
+    frames::Observed,
+    uri::{Mechanism, Uri},
+    wire::{Stream, Wire},
+};
+
+/// The largest frame, in bytes: what RabbitMQ takes. It tells of errors in frames that are larger
+/// than a small limit allows.
+const FRAME_MAX: u32 = 131_072;
+
+/// How to connect.
+#[derive(Clone)]
+pub(crate) struct Dial {
+    pub(crate) uri: Uri,
+    pub(crate) encryption: Option<Encryption>,
+    pub(crate) name: String,
+    pub(crate) limit: std::time::Duration,
+    pub(crate) env: Env,
+}
+
+impl Dial {
+    /// Opens a connection within its time limit.
+    pub(crate) async fn connect(&self) -> Result<(ConnectionHandle<()>, Arc<Observed>)> {
+        timeout(self.limit, self.open()).await.unwrap_or_else(|_| Err(late("connect")))
+    }
+
+    async fn open(&self) -> Result<(ConnectionHandle<()>, Arc<Observed>)> {
+        let unreachable = |error: std::io::Error| {
+            let why = format!("the broker cannot be reached: {error}");
+            Error::new(ErrorKind::Unavailable, "connect", why).with_source(error)
+        };
+        let address = (&*self.uri.host, self.uri.port);
+        let socket = TcpStream::connect(address).await.map_err(unreachable)?;
+        socket.set_nodelay(true).map_err(unreachable)?;
+        let stream: Box<dyn Stream> = match &self.encryption {
+            Some(encryption) => encryption.wrap(socket).await?,
+            None => Box::new(socket),
+        };
+        let observed = Arc::new(Observed::default());
+        let wire = Wire::new(stream, observed.clone());
+        let profile = match self.uri.mechanism {
+            Mechanism::Anonymous => SaslProfile::Anonymous,
+            Mechanism::Plain => SaslProfile::Plain {
+                username: self.uri.user.clone(),
+                password: self.uri.password.clone(),
+            },
+        };
+        let hostname = match &self.uri.virtual_host {
+            Some(name) => format!("vhost:{name}"),
+            None => self.uri.host.clone(),
+        };
+        // Either side sends something within half of what the other waits for.
+        let idle = u32::try_from(self.uri.heartbeat.as_millis()).unwrap_or(u32::MAX);
+        let opened = fe2o3_amqp::Connection::builder()
+            .container_id(self.name.clone())
+            .hostname(&*hostname)
+            .max_frame_size(FRAME_MAX)
+            .idle_time_out(idle)
+            .sasl_profile(profile)
+            .open_with_stream(wire)
+            .await;
+        match opened {
+            Ok(handle) => Ok((handle, observed)),
+            Err(error) => Err(of_open(error, observed.cause())),
+        }
+    }
+}

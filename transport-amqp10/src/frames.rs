@@ -1,0 +1,496 @@
+//! Frames as they pass: what is read off them, and the name that is changed in them.
+
+use std::{
+    collections::HashSet,
+    io,
+    sync::{Mutex, OnceLock, PoisonError},
+};
+
+use bytes::{BufMut, BytesMut};
+use fe2o3_amqp_types::{
+    definitions::Role,
+    performatives::{Attach, Begin, Close, Flow, Open},
+    primitives::{Symbol, Value},
+};
+use postrider_rabbitmq::Version;
+use serde::{Deserialize, Serialize};
+use serde_amqp::{from_slice, to_vec};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::arrays::mended;
+
+/// The name of both management links on the wire.
+pub(crate) const PAIR: &str = "management-link-pair";
+
+/// The name that the second of them, the receiver, has on this side.
+pub(crate) const PAIR_RECEIVER: &str = "management-link-pair#receiver";
+
+/// A credit that stands for none. The client library takes what was under way when credit was taken
+/// back for a violation of the protocol, so on this side the credit stays.
+pub(crate) const PAUSED: u32 = 0x7fff_0000;
+
+/// The smallest frame, and its header, in bytes.
+const HEADER: usize = 8;
+
+/// The largest frame that is looked into, in bytes: more than is ever agreed on.
+const LARGEST: usize = 4 * 1024 * 1024;
+
+/// What was seen of a connection.
+#[derive(Debug)]
+pub(crate) struct Observed {
+    product: OnceLock<String>,
+    version: OnceLock<Option<Version>>,
+    /// Whether the broker takes no transfers.
+    blocked: watch::Sender<bool>,
+    cause: Mutex<Option<String>>,
+    over: CancellationToken,
+}
+
+impl Default for Observed {
+    fn default() -> Self {
+        Self {
+            product: OnceLock::new(),
+            version: OnceLock::new(),
+            blocked: watch::Sender::new(false),
+            cause: Mutex::default(),
+            over: CancellationToken::new(),
+        }
+    }
+}
+
+impl Observed {
+    /// What the broker calls itself.
+    pub(crate) fn product(&self) -> Option<&str> {
+        self.product.get().map(String::as_str)
+    }
+
+    /// The broker's version, if it is a RabbitMQ's.
+    pub(crate) fn version(&self) -> Option<Version> {
+        self.version.get().copied().flatten()
+    }
+
+    pub(crate) fn blocked(&self) -> watch::Receiver<bool> {
+        self.blocked.subscribe()
+    }
+
+    /// Cancelled when the connection is over.
+    pub(crate) const fn over(&self) -> &CancellationToken {
+        &self.over
+    }
+
+    /// Why the broker closed it, as far as it said.
+    pub(crate) fn cause(&self) -> Option<String> {
+        self.cause.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn end(&self) {
+        self.over.cancel();
+    }
+
+    fn note_open(&self, open: &Open) {
+        let property = |name: &str| {
+            let properties = open.properties.as_ref()?;
+            match properties.get(&Symbol::from(name))? {
+                Value::String(text) => Some(text.clone()),
+                Value::Symbol(symbol) => Some(symbol.0.clone()),
+                _ => None,
+            }
+        };
+        if let Some(product) = property("product") {
+            let version = property("version").filter(|_| product == "RabbitMQ");
+            let _again = self.version.set(version.and_then(|text| Version::parse(&text)));
+            let _again = self.product.set(product);
+        }
+    }
+
+    /// A broker under an alarm closes the window of every session, and opens them after it. A window
+    /// that a publisher has filled is opened again by itself.
+    fn note_window(&self, window: u32) {
+        self.blocked.send_if_modified(|blocked| {
+            let changed = *blocked != (window == 0);
+            *blocked = window == 0;
+            changed
+        });
+    }
+
+    fn note_close(&self, close: &Close) {
+        let error = close.error.as_ref();
+        let told = error.map(|error| match &error.description {
+            Some(description) => description.clone(),
+            None => format!("{:?}", error.condition),
+        });
+        let mut cause = self.cause.lock().unwrap_or_else(PoisonError::into_inner);
+        cause.get_or_insert(told.unwrap_or_else(|| "the broker closed the connection".to_owned()));
+    }
+}
+
+/// Which way frames go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    Incoming,
+    Outgoing,
+}
+
+/// What a frame is about, by the code of its performative.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Open,
+    Begin,
+    Attach,
+    Flow,
+    Transfer,
+    Close,
+}
+
+impl Kind {
+    /// Of frames that are looked into in this direction.
+    const fn of(code: u8, direction: Direction) -> Option<Self> {
+        Some(match (code, direction) {
+            (0x12, _) => Self::Attach,
+            (0x10, Direction::Incoming) => Self::Open,
+            (0x11, Direction::Incoming) => Self::Begin,
+            (0x13, _) => Self::Flow,
+            (0x14, Direction::Incoming) => Self::Transfer,
+            (0x18, Direction::Incoming) => Self::Close,
+            _ => return None,
+        })
+    }
+}
+
+/// Bytes of one direction: in front those that may pass, behind them the beginning of a frame that
+/// is looked into and not whole yet.
+#[derive(Debug)]
+pub(crate) struct Frames {
+    direction: Direction,
+    bytes: BytesMut,
+    ready: usize,
+    /// Of the frame that is passing, what has not come yet.
+    passing: usize,
+    /// The links over which the broker sends, by channel and handle.
+    sending: HashSet<(u16, u32)>,
+}
+
+impl Frames {
+    pub(crate) fn new(direction: Direction) -> Self {
+        Self { direction, bytes: BytesMut::new(), ready: 0, passing: 0, sending: HashSet::new() }
+    }
+
+    /// How many bytes may pass.
+    pub(crate) const fn ready(&self) -> usize {
+        self.ready
+    }
+
+    /// Takes `count` of them.
+    pub(crate) fn take(&mut self, count: usize) -> BytesMut {
+        self.ready -= count;
+        self.bytes.split_to(count)
+    }
+
+    /// Where more is put; [`scan`](Self::scan) looks at it.
+    pub(crate) fn buffer(&mut self, room: usize) -> &mut BytesMut {
+        self.bytes.reserve(room);
+        &mut self.bytes
+    }
+
+    /// Looks at what has come.
+    ///
+    /// # Errors
+    ///
+    /// When it is no frame of AMQP 1.0.
+    pub(crate) fn scan(&mut self, observed: &Observed) -> io::Result<()> {
+        loop {
+            let waiting = &self.bytes[self.ready..];
+            if waiting.is_empty() {
+                return Ok(());
+            }
+            if self.passing > 0 {
+                let count = self.passing.min(waiting.len());
+                self.passing -= count;
+                self.ready += count;
+                continue;
+            }
+            if waiting.len() < HEADER {
+                return Ok(());
+            }
+            if waiting.starts_with(b"AMQP") {
+                self.ready += HEADER;
+                continue;
+            }
+            let size =
+                u32::from_be_bytes([waiting[0], waiting[1], waiting[2], waiting[3]]) as usize;
+            let body = usize::from(waiting[4]) * 4;
+            if size < HEADER || body < HEADER || body > size {
+                return Err(invalid("a frame whose lengths cannot be"));
+            }
+            let is_sasl = waiting[5] != 0;
+            // A described type: 0x00, a small ulong, the code of the performative.
+            if is_sasl || size < body + 3 {
+                self.passing = size;
+                continue;
+            }
+            let Some(&[described, small_ulong, code]) = waiting.get(body..body + 3) else {
+                return Ok(());
+            };
+            let kind = match (described, small_ulong) {
+                (0x00, 0x53) => Kind::of(code, self.direction),
+                _ => None,
+            };
+            let Some(kind) = kind else {
+                self.passing = size;
+                continue;
+            };
+            if size > LARGEST {
+                return Err(invalid("a frame that is far too large for what it is"));
+            }
+            if waiting.len() < size {
+                return Ok(());
+            }
+            let channel = u16::from_be_bytes([waiting[6], waiting[7]]);
+            let frame = &waiting[body..size];
+            let changed = look(kind, frame, channel, self.direction, &mut self.sending, observed)?;
+            match changed {
+                None => self.ready += size,
+                Some(instead) => self.replace(size, body, &instead)?,
+            }
+        }
+    }
+
+    /// Puts another body into the frame behind what is ready.
+    fn replace(&mut self, size: usize, body: usize, with: &[u8]) -> io::Result<()> {
+        let mut frame = self.bytes.split_off(self.ready);
+        let behind = frame.split_off(size);
+        let length = u32::try_from(body + with.len()).map_err(|_| invalid("a frame too large"))?;
+        self.bytes.put_u32(length);
+        self.bytes.extend_from_slice(&frame[4..body]);
+        self.bytes.extend_from_slice(with);
+        self.bytes.extend_from_slice(&behind);
+        self.ready += body + with.len();
+        Ok(())
+    }
+}
+
+/// A flow without what it says of a link over which the broker sends. The client library takes the
+/// broker's count of deliveries for its own, although some of them are still on their way to it, and
+/// then counts those twice.
+fn of_session(flow: &Flow) -> Flow {
+    Flow {
+        handle: None,
+        delivery_count: None,
+        link_credit: None,
+        available: None,
+        drain: false,
+        properties: None,
+        ..flow.clone()
+    }
+}
+
+fn invalid(why: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+/// Looks into the body of a frame; what it gives stands in its place.
+fn look(
+    kind: Kind,
+    body: &[u8],
+    channel: u16,
+    direction: Direction,
+    sending: &mut HashSet<(u16, u32)>,
+    observed: &Observed,
+) -> io::Result<Option<Vec<u8>>> {
+    fn read<'de, T: Deserialize<'de>>(body: &'de [u8]) -> io::Result<T> {
+        from_slice(body).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    }
+    fn written(performative: &impl Serialize) -> io::Result<Vec<u8>> {
+        to_vec(performative).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    }
+    match kind {
+        Kind::Open => observed.note_open(&read(body)?),
+        Kind::Begin => {
+            sending.retain(|(other, _)| *other != channel);
+            observed.note_window(read::<Begin>(body)?.incoming_window);
+        }
+        Kind::Flow => {
+            let mut flow: Flow = read(body)?;
+            if direction == Direction::Incoming {
+                observed.note_window(flow.incoming_window);
+                let link = flow.handle.as_ref().map(|handle| (channel, handle.0));
+                if link.is_some_and(|link| sending.contains(&link)) {
+                    return written(&of_session(&flow)).map(Some);
+                }
+            } else if flow.link_credit == Some(PAUSED) {
+                flow.link_credit = Some(0);
+                return written(&flow).map(Some);
+            }
+        }
+        Kind::Close => observed.note_close(&read(body)?),
+        Kind::Transfer => return Ok(mended(body)),
+        Kind::Attach => {
+            let mut attach: Attach = read(body)?;
+            if direction == Direction::Incoming {
+                let link = (channel, attach.handle.0);
+                match attach.role {
+                    Role::Sender => sending.insert(link),
+                    Role::Receiver => sending.remove(&link),
+                };
+            }
+            let (here, there) = match direction {
+                Direction::Outgoing => (PAIR_RECEIVER, PAIR),
+                // The broker's sender is the receiver on this side.
+                Direction::Incoming if attach.role == Role::Sender => (PAIR, PAIR_RECEIVER),
+                Direction::Incoming => return Ok(None),
+            };
+            if attach.name == here {
+                there.clone_into(&mut attach.name);
+                return written(&attach).map(Some);
+            }
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use fe2o3_amqp_types::{definitions::Handle, messaging::Source};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn attach(name: &str, role: Role) -> Attach {
+        Attach {
+            name: name.to_owned(),
+            handle: Handle(0),
+            role,
+            snd_settle_mode: Default::default(),
+            rcv_settle_mode: Default::default(),
+            source: Some(Box::new(Source::default())),
+            target: None,
+            unsettled: None,
+            incomplete_unsettled: false,
+            initial_delivery_count: Some(0),
+            max_message_size: None,
+            offered_capabilities: None,
+            desired_capabilities: None,
+            properties: None,
+        }
+    }
+
+    fn frame(kind: u8, body: &[u8]) -> Vec<u8> {
+        let size = u32::try_from(HEADER + body.len()).unwrap();
+        let mut frame = size.to_be_bytes().to_vec();
+        frame.extend([2, kind, 0, 7]);
+        frame.extend(body);
+        frame
+    }
+
+    fn through(direction: Direction, observed: &Observed, pieces: &[&[u8]]) -> io::Result<Vec<u8>> {
+        let (mut frames, mut passed) = (Frames::new(direction), Vec::new());
+        for piece in pieces {
+            frames.buffer(piece.len()).extend_from_slice(piece);
+            frames.scan(observed)?;
+            let count = frames.ready();
+            passed.extend_from_slice(&frames.take(count));
+        }
+        Ok(passed)
+    }
+
+    #[test]
+    fn the_second_management_link_is_renamed_both_ways_and_no_other() {
+        let observed = Observed::default();
+        let here = frame(0, &to_vec(&attach(PAIR_RECEIVER, Role::Receiver)).unwrap());
+        let there = frame(0, &to_vec(&attach(PAIR, Role::Receiver)).unwrap());
+        assert_eq!(through(Direction::Outgoing, &observed, &[&here]).unwrap(), there);
+        let answer = frame(0, &to_vec(&attach(PAIR, Role::Sender)).unwrap());
+        let known = frame(0, &to_vec(&attach(PAIR_RECEIVER, Role::Sender)).unwrap());
+        assert_eq!(through(Direction::Incoming, &observed, &[&answer]).unwrap(), known);
+        for (name, role) in [(PAIR, Role::Receiver), ("other", Role::Sender)] {
+            let other = frame(0, &to_vec(&attach(name, role)).unwrap());
+            assert_eq!(through(Direction::Incoming, &observed, &[&other]).unwrap(), other);
+        }
+    }
+
+    #[test]
+    fn lengths_that_cannot_be_are_refused() {
+        let observed = Observed::default();
+        for hostile in
+            [[0, 0, 0, 7, 2, 0, 0, 0], [0, 0, 0, 9, 1, 0, 0, 0], [0, 0, 0, 9, 3, 0, 0, 0]]
+        {
+            through(Direction::Incoming, &observed, &[&hostile]).unwrap_err();
+        }
+        let mut endless = vec![0x7f, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0x00, 0x53, 0x12];
+        through(Direction::Incoming, &observed, &[&endless]).unwrap_err();
+        // What is not looked into may be as large as was agreed on.
+        endless[10] = 0x15;
+        assert_eq!(through(Direction::Incoming, &observed, &[&endless]).unwrap(), endless);
+    }
+
+    #[test]
+    fn a_pause_is_no_credit_on_the_wire() {
+        let flow = |credit| Flow {
+            next_incoming_id: Some(1),
+            incoming_window: 10,
+            next_outgoing_id: 1,
+            outgoing_window: 10,
+            handle: Some(Handle(0)),
+            delivery_count: Some(7),
+            link_credit: Some(credit),
+            available: None,
+            drain: false,
+            echo: false,
+            properties: None,
+        };
+        let observed = Observed::default();
+        for (here, there) in [(PAUSED, 0), (5, 5), (0, 0)] {
+            let here = frame(0, &to_vec(&flow(here)).unwrap());
+            let there = frame(0, &to_vec(&flow(there)).unwrap());
+            assert_eq!(through(Direction::Outgoing, &observed, &[&here]).unwrap(), there);
+        }
+    }
+
+    #[test]
+    fn a_window_of_zero_is_an_alarm() {
+        let observed = Observed::default();
+        let blocked = observed.blocked();
+        for (window, expected) in [(0, true), (0, true), (400, false)] {
+            observed.note_window(window);
+            assert_eq!(*blocked.borrow(), expected);
+        }
+    }
+
+    proptest! {
+        /// However the bytes are cut, what passes is the same.
+        #[test]
+        fn frames_pass_whole_in_any_pieces(
+            bodies in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200), 1..20),
+            cuts in prop::collection::vec(1_usize..50, 1..200),
+        ) {
+            let mut sent = b"AMQP\x03\x01\x00\x00".to_vec();
+            let mut expected = sent.clone();
+            for (number, body) in bodies.iter().enumerate() {
+                // What looks like something to look into is put in on purpose only.
+                let mut body = body.clone();
+                if body.starts_with(&[0x00, 0x53]) {
+                    body[1] = 0x80;
+                }
+                sent.extend(frame(u8::from(number % 3 == 0), &body));
+                expected.extend(frame(u8::from(number % 3 == 0), &body));
+                if number % 4 == 0 {
+                    let answer = to_vec(&attach(PAIR, Role::Sender)).unwrap();
+                    let known = to_vec(&attach(PAIR_RECEIVER, Role::Sender)).unwrap();
+                    sent.extend(frame(0, &answer));
+                    expected.extend(frame(0, &known));
+                }
+            }
+            let mut pieces = Vec::new();
+            let mut rest = &sent[..];
+            let mut cuts = cuts.iter().cycle();
+            while !rest.is_empty() {
+                let (piece, behind) = rest.split_at((*cuts.next().unwrap()).min(rest.len()));
+                pieces.push(piece);
+                rest = behind;
+            }
+            let passed = through(Direction::Incoming, &Observed::default(), &pieces).unwrap();
+            prop_assert_eq!(passed, expected);
+        }
+    }
+}

@@ -1,0 +1,400 @@
+//! What transport, publishers and consumers share: the state of the connection over its epochs.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use postrider_core::{
+    Capabilities, ConnectionState, Env, Error, ErrorKind, EventSender, Health, Result,
+    TransportEvent,
+};
+use postrider_rabbitmq::{Record, Roster};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    connection::Connection, consumer::Subscriber, error::closed, ladder::Ladder, options::Options,
+    stay::Stay,
+};
+
+/// How long a closing connection may take to send what was settled before.
+const LAST_FLUSH: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Clone)]
+pub(crate) enum Stage {
+    Up(Arc<Connection>),
+    Down,
+    Closing(Option<Arc<Connection>>),
+    Closed,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct State {
+    pub(crate) stage: Stage,
+    /// Why the broker takes no publishes.
+    pub(crate) blocked: Option<Arc<str>>,
+}
+
+impl State {
+    fn takes_publishes(&self) -> bool {
+        let connection = match &self.stage {
+            Stage::Up(connection) | Stage::Closing(Some(connection)) => connection,
+            Stage::Down | Stage::Closing(None) | Stage::Closed => return false,
+        };
+        self.blocked.is_none() && !connection.is_over()
+    }
+
+    /// Whether there is no connection and will be none.
+    fn is_over(&self) -> bool {
+        match &self.stage {
+            Stage::Up(_) | Stage::Down => false,
+            Stage::Closing(Some(connection)) => connection.is_over(),
+            Stage::Closing(None) | Stage::Closed => true,
+        }
+    }
+}
+
+pub(crate) struct Link {
+    url: String,
+    options: Options,
+    capabilities: Capabilities,
+    state: watch::Sender<State>,
+    events: EventSender,
+    record: Mutex<Record>,
+    subscribers: Roster<Subscriber>,
+    /// Also those of consumers that are gone and left deliveries unsettled.
+    stays: Roster<Stay>,
+    /// Messages without a verdict.
+    in_flight: AtomicUsize,
+    /// Told when a delivery is settled at the broker, or a verdict is given, while it closes.
+    settled: Notify,
+    ladder: Ladder,
+    /// Ends everything that runs for this connection.
+    shutdown: CancellationToken,
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("url", &self.url).finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    pub(crate) fn new(url: String, options: Options, connection: Arc<Connection>) -> Arc<Self> {
+        let capabilities = connection.capabilities();
+        let state = State { stage: Stage::Up(connection), blocked: None };
+        Arc::new(Self {
+            url,
+            options,
+            capabilities,
+            state: watch::Sender::new(state),
+            events: EventSender::default(),
+            record: Mutex::default(),
+            subscribers: Roster::default(),
+            stays: Roster::default(),
+            in_flight: AtomicUsize::new(0),
+            settled: Notify::new(),
+            ladder: Ladder::default(),
+            shutdown: CancellationToken::new(),
+        })
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    pub(crate) const fn env(&self) -> &Env {
+        &self.options.env
+    }
+
+    pub(crate) const fn options(&self) -> &Options {
+        &self.options
+    }
+
+    pub(crate) const fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    pub(crate) const fn events(&self) -> &EventSender {
+        &self.events
+    }
+
+    pub(crate) const fn subscribers(&self) -> &Roster<Subscriber> {
+        &self.subscribers
+    }
+
+    pub(crate) const fn stays(&self) -> &Roster<Stay> {
+        &self.stays
+    }
+
+    pub(crate) const fn ladder(&self) -> &Ladder {
+        &self.ladder
+    }
+
+    pub(crate) const fn shutdown(&self) -> &CancellationToken {
+        &self.shutdown
+    }
+
+    pub(crate) fn record(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // State
+
+    pub(crate) fn watch(&self) -> watch::Receiver<State> {
+        self.state.subscribe()
+    }
+
+    /// The connection, while it is open.
+    pub(crate) fn open_connection(&self) -> Option<Arc<Connection>> {
+        match &self.state.borrow().stage {
+            Stage::Up(connection) | Stage::Closing(Some(connection)) if !connection.is_over() => {
+                Some(connection.clone())
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether publishes are taken now: also while it closes, since handlers that finish what they
+    /// have in hand have something to say.
+    pub(crate) fn takes_publishes(&self) -> bool {
+        self.state.borrow().takes_publishes()
+    }
+
+    /// When a call that begins now must be over.
+    pub(crate) fn operation_deadline(&self) -> Instant {
+        self.env().deadline(self.options.operation_timeout)
+    }
+
+    /// Waits for the connection, until `deadline`.
+    pub(crate) async fn connection(
+        &self,
+        operation: &'static str,
+        deadline: Instant,
+    ) -> Result<Arc<Connection>> {
+        match self.stage(operation, deadline).await? {
+            Stage::Up(connection) => Ok(connection),
+            _ => Err(closed(operation)),
+        }
+    }
+
+    /// Waits for the connection as something to publish needs it: also while it closes.
+    pub(crate) async fn connection_to_publish(&self, deadline: Instant) -> Result<Arc<Connection>> {
+        match self.stage("publish", deadline).await? {
+            Stage::Up(connection) | Stage::Closing(Some(connection)) => Ok(connection),
+            _ => Err(closed("publish")),
+        }
+    }
+
+    async fn stage(&self, operation: &'static str, deadline: Instant) -> Result<Stage> {
+        let mut watch = self.watch();
+        let ready = watch.wait_for(|state| !matches!(state.stage, Stage::Down));
+        match timeout_at(deadline, ready).await {
+            Ok(Ok(state)) => Ok(state.stage.clone()),
+            Ok(Err(_)) => Err(closed(operation)),
+            Err(_) => Err(Error::new(
+                ErrorKind::Unavailable,
+                operation,
+                "the connection was not restored in time",
+            )
+            .with_context("url", &*self.url)),
+        }
+    }
+
+    /// Waits until publishes are taken, until `deadline`.
+    pub(crate) async fn ready_to_publish(&self, deadline: Instant) -> Result<()> {
+        let mut watch = self.watch();
+        let ready = watch.wait_for(|state| state.takes_publishes() || state.is_over());
+        let taken = timeout_at(deadline, ready).await.map(|state| {
+            // A sender that is gone went with everything else.
+            state.is_ok_and(|state| state.takes_publishes())
+        });
+        match taken {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(closed("publish")),
+            Err(_) => {
+                let why = self.state.borrow().blocked.as_ref().map_or_else(
+                    || "the connection was not restored in time".to_owned(),
+                    |reason| format!("the broker takes no publishes ({reason})"),
+                );
+                Err(Error::new(ErrorKind::Unavailable, "publish", why)
+                    .with_context("url", &*self.url))
+            }
+        }
+    }
+
+    pub(crate) fn block(&self, reason: &str) {
+        self.state.send_modify(|state| state.blocked = Some(reason.into()));
+        self.events.send(TransportEvent::Blocked { reason: reason.to_owned() });
+    }
+
+    pub(crate) fn unblock(&self) {
+        self.state.send_modify(|state| state.blocked = None);
+        self.events.send(TransportEvent::Unblocked);
+    }
+
+    /// Goes down with a lost connection; `false` when it closes or is closed.
+    pub(crate) fn go_down(&self) -> bool {
+        self.state.send_if_modified(|state| {
+            let stage = match &state.stage {
+                Stage::Up(_) => Stage::Down,
+                Stage::Closing(Some(_)) => Stage::Closing(None),
+                Stage::Down | Stage::Closing(None) | Stage::Closed => return false,
+            };
+            *state = State { stage, blocked: None };
+            true
+        });
+        matches!(self.state.borrow().stage, Stage::Down)
+    }
+
+    /// Comes up with a new connection; `false` when it was closed meanwhile.
+    pub(crate) fn come_up(&self, connection: &Arc<Connection>) -> bool {
+        self.state.send_if_modified(|state| {
+            let down = matches!(state.stage, Stage::Down);
+            if down {
+                state.stage = Stage::Up(connection.clone());
+            }
+            down
+        })
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        let condition = {
+            let state = self.state.borrow();
+            match (&state.stage, &state.blocked) {
+                (Stage::Up(_), Some(_)) => ConnectionState::Blocked,
+                (Stage::Up(_) | Stage::Closing(_), _) => ConnectionState::Connected,
+                (Stage::Down, _) => ConnectionState::Reconnecting,
+                (Stage::Closed, _) => ConnectionState::Closed,
+            }
+        };
+        let consumers =
+            self.subscribers.alive().iter().filter_map(|subscriber| subscriber.health()).collect();
+        Health::new(condition, consumers)
+    }
+
+    // Closing
+
+    /// Notes a message that waits for its verdict.
+    pub(crate) fn note_sent(&self) {
+        self.in_flight.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Notes a verdict.
+    pub(crate) fn note_verdict(&self) {
+        if self.in_flight.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.settled.notify_waiters();
+        }
+    }
+
+    /// Notes settlements that the broker was told.
+    pub(crate) fn note_settled(&self) {
+        self.settled.notify_waiters();
+    }
+
+    /// Deliveries handed out whose settlement the broker was not told.
+    fn unsettled(&self) -> usize {
+        self.stays.alive().iter().map(|stay| stay.unsettled()).sum()
+    }
+
+    pub(crate) async fn close(&self, deadline: Duration) -> Result<()> {
+        let end = self.env().deadline(deadline);
+        let begun = self.state.send_if_modified(|state| {
+            let connection = match &state.stage {
+                Stage::Up(connection) => Some(connection.clone()),
+                Stage::Down => None,
+                Stage::Closing(_) | Stage::Closed => return false,
+            };
+            state.stage = Stage::Closing(connection);
+            true
+        });
+        if !begun {
+            return Ok(());
+        }
+        for subscriber in self.subscribers.alive() {
+            subscriber.stop();
+        }
+        let drained = async {
+            loop {
+                let settled = self.settled.notified();
+                if self.unsettled() == 0 && self.in_flight.load(Ordering::Acquire) == 0 {
+                    return;
+                }
+                settled.await;
+            }
+        };
+        let in_time = timeout_at(end, drained).await.is_ok();
+        let left = self.unsettled();
+        let waiting = self.in_flight.load(Ordering::Acquire);
+        let connection = self.open_connection();
+        // What was settled or given back in time is told to the broker before the connection goes.
+        if let Some(connection) = &connection {
+            let told = async {
+                for stay in self.stays.alive() {
+                    stay.flushed().await;
+                }
+                // The end of a channel is answered when all that was said on it is done.
+                if in_time {
+                    connection.consumers_gone().await;
+                }
+            };
+            let _left = tokio::time::timeout(LAST_FLUSH, told).await;
+        }
+        self.finish();
+        if let Some(connection) = connection {
+            connection.close().await;
+        }
+        if in_time {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::TimedOut,
+            "close",
+            format!(
+                "closed at the deadline with {left} deliveries unsettled, which come again, and \
+                 {waiting} messages without a verdict"
+            ),
+        )
+        .with_context("url", &*self.url))
+    }
+
+    /// Ends everything at once.
+    pub(crate) fn finish(&self) {
+        self.state.send_modify(|state| *state = State { stage: Stage::Closed, blocked: None });
+        for subscriber in self.subscribers.alive() {
+            subscriber.stop();
+        }
+        for stay in self.stays.alive() {
+            stay.lose();
+        }
+        self.shutdown.cancel();
+    }
+}
+
+/// Held by the transport, its publishers and its consumers; the last to go ends the connection.
+#[derive(Debug)]
+pub(crate) struct Guard(Arc<Link>);
+
+impl Guard {
+    pub(crate) const fn new(link: Arc<Link>) -> Self {
+        Self(link)
+    }
+
+    pub(crate) const fn link(&self) -> &Arc<Link> {
+        &self.0
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.0.finish();
+    }
+}

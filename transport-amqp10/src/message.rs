@@ -1,0 +1,381 @@
+//! Messages on the wire, both ways.
+//!
+//! What Postrider calls a header is an application property, or a message annotation where its name
+//! begins with `x-`, which is how RabbitMQ carries those of AMQP 0.9.1. So a message looks the same
+//! over either protocol.
+
+use std::{borrow::Cow, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use chrono::DateTime;
+use fe2o3_amqp_types::{
+    messaging::{
+        ApplicationProperties, Body, Data, Header, Message as Wire, MessageAnnotations, MessageId,
+        Priority, Properties, annotations::OwnedKey,
+    },
+    primitives::{Binary, OrderedMap, SimpleValue, Symbol, Timestamp, Value},
+};
+use postrider_core::{
+    Address, CAUSATION_ID_HEADER, DEADLINE_HEADER, DeliveryInfo, Envelope, HeaderValue, Headers,
+    KEY_HEADER, Message,
+};
+use postrider_rabbitmq::{
+    Version,
+    delay::{self, take_count},
+};
+
+use crate::address;
+
+/// The annotation that is the type of a message in AMQP 0.9.1.
+const TYPE: &str = "x-basic-type";
+
+/// The annotations in which RabbitMQ says where a message was published to.
+const EXCHANGE: &str = "x-exchange";
+const ROUTING_KEY: &str = "x-routing-key";
+
+/// The annotation in which a quorum queue counts earlier deliveries, since 4.3.
+const ACQUIRED_COUNT: &str = "x-acquired-count";
+
+/// The annotation in which a quorum queue counts returns.
+const DELIVERY_COUNT: &str = "x-delivery-count";
+
+/// The annotation with the place of a message in a stream.
+const STREAM_OFFSET: &str = "x-stream-offset";
+
+/// What a message has that says nothing of its priority; part 3, section 3.2.1.
+const DEFAULT_PRIORITY: u8 = 4;
+
+/// A message that was delivered, and its counts.
+#[derive(Debug, Clone)]
+pub(crate) struct Delivered {
+    pub(crate) envelope: Arc<Envelope>,
+    pub(crate) info: DeliveryInfo,
+}
+
+/// A message to its address.
+pub(crate) fn write(envelope: &Envelope, version: Version) -> Wire<Data> {
+    let message = &envelope.message;
+    let id =
+        |id: &Option<Cow<'static, str>>| id.as_deref().map(|id| MessageId::from(id.to_owned()));
+    let properties = Properties {
+        message_id: id(&message.message_id),
+        to: Some(address::target(&envelope.address)),
+        reply_to: message.reply_to.as_deref().map(|queue| reply_to(queue, version)),
+        correlation_id: id(&message.correlation_id),
+        content_type: message.content_type.as_deref().map(Symbol::from),
+        creation_time: message.timestamp.map(|moment| moment.timestamp_millis().into()),
+        ..Properties::default()
+    };
+    let mut annotations = OrderedMap::new();
+    let mut application = OrderedMap::new();
+    if let Some(kind) = &message.message_type {
+        annotations.insert(OwnedKey::from(TYPE), Value::String(kind.clone().into_owned()));
+    }
+    for (name, value) in message.headers.iter() {
+        if name.starts_with("x-") {
+            annotations.insert(OwnedKey::from(name), any_value(value));
+        } else if let Some(value) = simple_value(value) {
+            application.insert(name.to_owned(), value);
+        }
+    }
+    let mut text = |name: &str, text: &str| {
+        application.insert(name.to_owned(), SimpleValue::String(text.to_owned()));
+    };
+    if let Some(id) = &message.causation_id {
+        text(CAUSATION_ID_HEADER, id);
+    }
+    if let Some(key) = &message.key {
+        text(KEY_HEADER, key);
+    }
+    if let Some(deadline) = message.deadline {
+        let millis = SimpleValue::Long(deadline.timestamp_millis());
+        application.insert(DEADLINE_HEADER.to_owned(), millis);
+    }
+    Wire {
+        header: Some(Header {
+            // Always written: without it a broker takes it for durable, or not, by its version.
+            durable: message.durable,
+            priority: Priority(message.priority.unwrap_or(DEFAULT_PRIORITY)),
+            ttl: message.ttl.map(|ttl| u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX)),
+            first_acquirer: false,
+            delivery_count: 0,
+        }),
+        delivery_annotations: None,
+        message_annotations: (!annotations.is_empty()).then_some(MessageAnnotations(annotations)),
+        properties: Some(properties),
+        application_properties: (!application.is_empty())
+            .then_some(ApplicationProperties(application)),
+        body: Data(Binary::from(message.body.to_vec())),
+        footer: None,
+    }
+}
+
+/// Where replies go. Since 4.2 RabbitMQ turns the address into the queue's name for who consumes it
+/// over AMQP 0.9.1, and back.
+fn reply_to(queue: &str, version: Version) -> String {
+    match version.converts_reply_addresses() {
+        true => address::queue(queue),
+        false => queue.to_owned(),
+    }
+}
+
+/// What an application property may be: part 3, section 3.2.5.
+pub(crate) fn simple_value(value: &HeaderValue) -> Option<SimpleValue> {
+    Some(match value {
+        HeaderValue::Bool(value) => SimpleValue::Bool(*value),
+        HeaderValue::Int(number) => SimpleValue::Long(*number),
+        HeaderValue::Float(number) => SimpleValue::Double((*number).into()),
+        HeaderValue::Text(text) => SimpleValue::String(text.clone().into_owned()),
+        HeaderValue::Bytes(bytes) => SimpleValue::Binary(Binary::from(bytes.to_vec())),
+        HeaderValue::Timestamp(moment) => {
+            SimpleValue::Timestamp(Timestamp::from(moment.timestamp_millis()))
+        }
+        _ => return None,
+    })
+}
+
+/// What an annotation or an argument may be.
+pub(crate) fn any_value(value: &HeaderValue) -> Value {
+    match value {
+        HeaderValue::Bool(value) => Value::Bool(*value),
+        HeaderValue::Int(number) => Value::Long(*number),
+        HeaderValue::Float(number) => Value::Double((*number).into()),
+        HeaderValue::Text(text) => Value::String(text.clone().into_owned()),
+        HeaderValue::Bytes(bytes) => Value::Binary(Binary::from(bytes.to_vec())),
+        HeaderValue::Timestamp(moment) => {
+            Value::Timestamp(Timestamp::from(moment.timestamp_millis()))
+        }
+        HeaderValue::List(items) => Value::List(items.iter().map(any_value).collect()),
+        HeaderValue::Map(headers) => Value::Map(
+            headers
+                .iter()
+                .map(|(name, value)| (Value::String(name.to_owned()), any_value(value)))
+                .collect(),
+        ),
+        _ => Value::Null,
+    }
+}
+
+/// Reads a delivery from `queue`.
+pub(crate) fn read(queue: &Arc<str>, wire: Wire<Body<Value>>) -> Delivered {
+    let mut message = Message::new(body(wire.body));
+    let header = wire.header.unwrap_or_default();
+    message.durable = header.durable;
+    message.priority = Some(header.priority.0).filter(|priority| *priority != DEFAULT_PRIORITY);
+    message.ttl = header.ttl.map(|millis| Duration::from_millis(millis.into()));
+    if let Some(properties) = wire.properties {
+        message.message_id = properties.message_id.map(id);
+        message.correlation_id = properties.correlation_id.map(id);
+        message.reply_to = properties.reply_to.map(|to| address::queue_of(&to).into_owned().into());
+        message.content_type = properties.content_type.map(|content_type| content_type.0.into());
+        message.timestamp = properties
+            .creation_time
+            .and_then(|moment| DateTime::from_timestamp_millis(moment.milliseconds()));
+    }
+    let mut headers = Headers::new();
+    for (name, value) in wire.application_properties.into_iter().flat_map(|map| map.0) {
+        if let Some(value) = header_of(Value::from(value)) {
+            headers.set(name, value);
+        }
+    }
+    let (mut exchange, mut routing_key) = (String::new(), String::new());
+    for (key, value) in wire.message_annotations.into_iter().flat_map(|map| map.0) {
+        let (OwnedKey::Symbol(name), Some(value)) = (key, header_of(value)) else { continue };
+        match (&*name.0, value) {
+            (TYPE, HeaderValue::Text(kind)) => message.message_type = Some(kind),
+            (EXCHANGE, HeaderValue::Text(name)) => exchange = name.into_owned(),
+            (ROUTING_KEY, HeaderValue::Text(key)) => routing_key = key.into_owned(),
+            (_, value) => headers.set(name.0, value),
+        }
+    }
+    let address = match exchange.is_empty() {
+        true => Address::queue(routing_key),
+        false => Address::exchange(exchange, routing_key),
+    };
+    message.causation_id = take_text(&mut headers, CAUSATION_ID_HEADER);
+    message.key = take_text(&mut headers, KEY_HEADER);
+    let deadline = headers.get(DEADLINE_HEADER).and_then(HeaderValue::as_int);
+    if let Some(deadline) = deadline.and_then(DateTime::from_timestamp_millis) {
+        message.deadline = Some(deadline);
+        headers.remove(DEADLINE_HEADER);
+    }
+    let failures = header.delivery_count;
+    let returned = take_count(&mut headers, DELIVERY_COUNT).unwrap_or(0);
+    let acquired = take_count(&mut headers, ACQUIRED_COUNT).unwrap_or(0);
+    let redelivered = !header.first_acquirer;
+    // A dead letter may bring the counts of the queue it comes from.
+    let (failures, returned) =
+        if redelivered { (failures, returned.max(acquired)) } else { (0, 0) };
+    let offset = headers.get(STREAM_OFFSET).and_then(HeaderValue::as_int);
+    headers.remove(STREAM_OFFSET);
+    rename_deaths(&mut headers);
+    // The broker acquired it on its rung, and says so ever after; a quorum queue counts for itself.
+    let redelivered =
+        redelivered && !(delay::has_waited(&headers) && returned == 0 && failures == 0);
+    let earlier = delay::take_counts(&mut headers);
+    delay::hide_deaths(&mut headers);
+    message.headers = headers;
+    let here = returned.max(failures).max(u32::from(redelivered));
+    let mut info = DeliveryInfo::first(queue.clone());
+    info.failures = failures.saturating_add(earlier.failures);
+    info.attempt = here.saturating_add(earlier.attempts).saturating_add(1);
+    info.redelivered = info.attempt > 1;
+    info.offset = offset.and_then(|offset| u64::try_from(offset).ok());
+    Delivered { envelope: Arc::new(Envelope::new(address, message)), info }
+}
+
+/// The deaths of a message have other names than over AMQP 0.9.1, which are those that patterns know.
+fn rename_deaths(headers: &mut Headers) {
+    let Some(HeaderValue::List(deaths)) = headers.remove("x-opt-deaths") else { return };
+    let renamed = deaths.into_iter().map(|death| match death {
+        HeaderValue::Map(mut death) => {
+            if let Some(first) = death.remove("first-time") {
+                death.set("time", first);
+            }
+            death.remove("last-time");
+            HeaderValue::Map(death)
+        }
+        other => other,
+    });
+    headers.set("x-death", HeaderValue::List(renamed.collect()));
+}
+
+fn id(id: MessageId) -> Cow<'static, str> {
+    Cow::Owned(match id {
+        MessageId::String(text) => text,
+        MessageId::Ulong(number) => number.to_string(),
+        MessageId::Uuid(uuid) => {
+            let hex: String = uuid.as_inner().iter().map(|byte| format!("{byte:02x}")).collect();
+            format!(
+                "{}-{}-{}-{}-{}",
+                &hex[..8],
+                &hex[8..12],
+                &hex[12..16],
+                &hex[16..20],
+                &hex[20..]
+            )
+        }
+        MessageId::Binary(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+    })
+}
+
+fn body(body: Body<Value>) -> Bytes {
+    match body {
+        Body::Data(sections) => {
+            let mut sections = sections.into_iter();
+            let first = sections.next().map(|Data(bytes)| bytes.into_vec()).unwrap_or_default();
+            let all = sections.fold(first, |mut all, Data(bytes)| {
+                all.extend_from_slice(&bytes);
+                all
+            });
+            Bytes::from(all)
+        }
+        Body::Value(value) => match value.0 {
+            Value::String(text) => Bytes::from(text),
+            Value::Binary(bytes) => Bytes::from(bytes.into_vec()),
+            Value::Null => Bytes::new(),
+            // Of other shapes nothing is lost: they are bytes in their own encoding.
+            other => Bytes::from(serde_amqp::to_vec(&other).unwrap_or_default()),
+        },
+        Body::Sequence(items) => {
+            let items: Vec<_> = items.into_iter().flat_map(|sequence| sequence.0).collect();
+            Bytes::from(serde_amqp::to_vec(&Value::List(items)).unwrap_or_default())
+        }
+        Body::Empty => Bytes::new(),
+    }
+}
+
+fn header_of(value: Value) -> Option<HeaderValue> {
+    Some(match value {
+        Value::Bool(value) => HeaderValue::Bool(value),
+        Value::Ubyte(number) => HeaderValue::Int(number.into()),
+        Value::Ushort(number) => HeaderValue::Int(number.into()),
+        Value::Uint(number) => HeaderValue::Int(number.into()),
+        Value::Ulong(number) => HeaderValue::Int(i64::try_from(number).unwrap_or(i64::MAX)),
+        Value::Byte(number) => HeaderValue::Int(number.into()),
+        Value::Short(number) => HeaderValue::Int(number.into()),
+        Value::Int(number) => HeaderValue::Int(number.into()),
+        Value::Long(number) => HeaderValue::Int(number),
+        Value::Float(number) => HeaderValue::Float(f64::from(number.into_inner())),
+        Value::Double(number) => HeaderValue::Float(number.into_inner()),
+        Value::String(text) => HeaderValue::Text(text.into()),
+        Value::Symbol(symbol) => HeaderValue::Text(symbol.0.into()),
+        Value::Char(character) => HeaderValue::Text(character.to_string().into()),
+        Value::Binary(bytes) => HeaderValue::Bytes(Bytes::from(bytes.into_vec())),
+        Value::Timestamp(moment) => {
+            HeaderValue::Timestamp(DateTime::from_timestamp_millis(moment.milliseconds())?)
+        }
+        Value::List(items) => HeaderValue::List(items.into_iter().filter_map(header_of).collect()),
+        Value::Array(items) => {
+            HeaderValue::List(items.0.into_iter().filter_map(header_of).collect())
+        }
+        Value::Map(map) => HeaderValue::Map(
+            map.into_iter()
+                .filter_map(|(name, value)| {
+                    let name = match name {
+                        Value::String(text) => text,
+                        Value::Symbol(symbol) => symbol.0,
+                        _ => return None,
+                    };
+                    Some((name, header_of(value)?))
+                })
+                .collect(),
+        ),
+        _ => return None,
+    })
+}
+
+/// Takes a header away that is a property of its own. What is no text stays where it is.
+fn take_text(headers: &mut Headers, name: &str) -> Option<Cow<'static, str>> {
+    headers.get(name)?.as_text()?;
+    match headers.remove(name) {
+        Some(HeaderValue::Text(text)) => Some(text),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NEWEST: Version = Version { major: 4, minor: 3 };
+
+    fn come_back(message: Message) -> Message {
+        let address = Address::exchange("events", "order.new");
+        let wire = write(&Envelope::new(address, message), NEWEST);
+        let bytes = Wire {
+            header: wire.header,
+            delivery_annotations: None,
+            message_annotations: wire.message_annotations,
+            properties: wire.properties,
+            application_properties: wire.application_properties,
+            body: Body::Data(vec![wire.body].into()),
+            footer: None,
+        };
+        let read = read(&"q".into(), bytes);
+        Arc::unwrap_or_clone(read.envelope).message
+    }
+
+    #[test]
+    fn a_message_comes_back_as_it_was() {
+        let inner: Headers = [("a", HeaderValue::Int(-1))].into_iter().collect();
+        let message = Message::new("body")
+            .with_message_id("id")
+            .with_correlation_id("correlation")
+            .with_reply_to("replies/1")
+            .with_content_type("application/json")
+            .with_type("order.new")
+            .with_causation_id("cause")
+            .with_key("key")
+            .with_deadline(DateTime::from_timestamp_millis(1_767_225_600_123).unwrap_or_default())
+            .with_timestamp(DateTime::from_timestamp(-5, 0).unwrap_or_default())
+            .with_ttl(Duration::from_millis(1_500))
+            .with_priority(3)
+            .with_header("bytes", Bytes::from_static(b"\xff"))
+            .with_header("float", 0.5)
+            .with_header("x-list", vec![HeaderValue::Bool(true), HeaderValue::Float(0.5)])
+            .with_header("x-map", inner);
+        assert_eq!(come_back(message.clone()), message);
+        assert_eq!(come_back(Message::new("").transient()), Message::new("").transient());
+    }
+}

@@ -1,0 +1,467 @@
+//! The task that owns a sending link: sends in order, and gives each message its verdict.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use fe2o3_amqp::{
+    Sendable, Sender,
+    link::{SendError, delivery::DeliveryFut},
+    session::SessionHandle,
+};
+use fe2o3_amqp_types::{
+    definitions::{ReceiverSettleMode, SenderSettleMode},
+    messaging::{Outcome, Source, Target},
+    primitives::Symbol,
+};
+use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
+use postrider_core::{ConfirmSender, Envelope, Error, ErrorKind, Result, Verdict};
+use tokio::{
+    sync::{OwnedSemaphorePermit, mpsc},
+    task::yield_now,
+    time::{Instant, sleep, timeout},
+};
+
+use crate::{
+    clock::until,
+    connection::Connection,
+    consumer::OUTCOMES,
+    error::{of_send, of_sender},
+    link::{Link, Stage},
+    message,
+};
+
+/// How long to wait before a link that could not be attached is tried again.
+const LINK_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long attaching a link may take.
+const LINK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long ending a session may take.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How many messages are sent in a row before verdicts are looked at.
+const RUN: usize = 64;
+
+/// A message up to this size goes in one frame, so that it was sent or was not. In bytes.
+const ONE_FRAME: usize = 64 * 1024;
+
+/// A message with the place that it takes in the window until it has its verdict.
+pub(crate) struct Job {
+    envelope: Envelope,
+    pub(crate) deadline: Instant,
+    verdict: ConfirmSender,
+    permit: OwnedSemaphorePermit,
+    link: Arc<Link>,
+}
+
+impl Job {
+    pub(crate) fn new(
+        envelope: Envelope,
+        deadline: Instant,
+        verdict: ConfirmSender,
+        permit: OwnedSemaphorePermit,
+        link: Arc<Link>,
+    ) -> Self {
+        link.note_sent();
+        Self { envelope, deadline, verdict, permit, link }
+    }
+
+    /// Ends a message that nobody takes any more; its sender is told by an error.
+    pub(crate) fn refuse(self) {
+        self.resolve(Verdict::Rejected("the publisher has ended".into()));
+    }
+
+    fn resolve(self, verdict: Verdict) {
+        self.verdict.resolve(verdict);
+        // After the verdict: whoever gets the place finds it given.
+        drop(self.permit);
+        self.link.note_verdict();
+    }
+}
+
+/// A message under way, by its number.
+struct UnderWay {
+    number: u64,
+    outcome: DeliveryFut<Result<Outcome, SendError>>,
+}
+
+impl Future for UnderWay {
+    type Output = (u64, Result<Outcome, SendError>);
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let outcome = ready!(Pin::new(&mut self.outcome).poll(cx));
+        Poll::Ready((self.number, outcome))
+    }
+}
+
+/// Why a link is left.
+enum Left {
+    /// The publisher was dropped and every message has its verdict, or the connection is closed.
+    Done,
+    /// The connection is gone.
+    Lost,
+    /// The link is of no use any more.
+    Link,
+}
+
+pub(crate) struct Pipeline {
+    link: Arc<Link>,
+    jobs: mpsc::Receiver<Job>,
+    /// Messages that were not sent and go first.
+    first: VecDeque<Job>,
+    window: usize,
+    /// Whether the publisher still hands over messages.
+    open: bool,
+}
+
+/// What is under way on one link.
+struct Run {
+    sender: Sender,
+    session: SessionHandle<()>,
+    next: u64,
+    /// Messages without a verdict, in the order of sending.
+    flight: BTreeMap<u64, Job>,
+    under_way: FuturesUnordered<UnderWay>,
+    /// Messages given up whose verdict may still come.
+    overdue: usize,
+    /// Why the link has ended.
+    over: Option<Error>,
+}
+
+impl Pipeline {
+    pub(crate) fn new(link: Arc<Link>, jobs: mpsc::Receiver<Job>, window: usize) -> Self {
+        Self { link, jobs, first: VecDeque::new(), window, open: true }
+    }
+
+    /// Publishes over all epochs, until the publisher is dropped or the connection closed.
+    pub(crate) async fn run(mut self) {
+        let shutdown = self.link.shutdown().clone();
+        while let Some(connection) = self.wait_for_connection().await {
+            let link = self.link.clone();
+            let mut run = match self.meanwhile(attach(&link, &connection)).await {
+                Some(Ok(run)) => run,
+                Some(Err(error)) => {
+                    tracing::debug!(%error, "no link to publish on yet");
+                    if error.kind() == ErrorKind::Unauthorized {
+                        self.refuse_first(&error);
+                    }
+                    let _pause = self.meanwhile(sleep(LINK_PAUSE)).await;
+                    continue;
+                }
+                None => break,
+            };
+            let left = tokio::select! {
+                left = self.serve(&connection, &mut run) => left,
+                () = shutdown.cancelled() => Left::Done,
+            };
+            match left {
+                Left::Done => {
+                    run.give_up("the transport was closed");
+                    run.end().await;
+                    break;
+                }
+                Left::Lost => run.give_up("the connection was lost before the verdict"),
+                Left::Link => {
+                    run.blame();
+                    run.give_up("the broker ended the link before the verdict");
+                    run.end().await;
+                }
+            }
+        }
+        // What is left was never sent.
+        self.jobs.close();
+        self.first.extend(std::iter::from_fn(|| self.jobs.try_recv().ok()));
+        for job in self.first {
+            job.resolve(Verdict::Rejected("the transport was closed before it was sent".into()));
+        }
+    }
+
+    /// Waits until there is a connection that takes publishes; `None` when there will be none.
+    async fn wait_for_connection(&mut self) -> Option<Arc<Connection>> {
+        let mut watch = self.link.watch();
+        loop {
+            {
+                let state = watch.borrow_and_update();
+                match &state.stage {
+                    Stage::Up(connection) | Stage::Closing(Some(connection))
+                        if !connection.is_over() && state.blocked.is_none() =>
+                    {
+                        return Some(connection.clone());
+                    }
+                    Stage::Closed | Stage::Closing(None) => return None,
+                    _ => {}
+                }
+            }
+            self.meanwhile(watch.changed()).await?.ok()?;
+        }
+    }
+
+    /// Waits for something that is needed before anything can be sent; what waits too long
+    /// meanwhile is told so. `None` when the publisher was dropped and nothing is left to be sent.
+    async fn meanwhile<T>(&mut self, needed: impl Future<Output = T>) -> Option<T> {
+        let mut needed = pin!(needed);
+        loop {
+            let next = self.first.front().map(|job| job.deadline);
+            tokio::select! {
+                biased;
+                outcome = &mut needed => return Some(outcome),
+                job = self.jobs.recv(), if self.open => match job {
+                    Some(job) => self.first.push_back(job),
+                    None => self.open = false,
+                },
+                () = until(next) => self.expire_unsent(),
+            }
+            if !self.open && self.first.is_empty() {
+                return None;
+            }
+        }
+    }
+
+    /// Tells the first message that this user may not publish.
+    fn refuse_first(&mut self, error: &Error) {
+        if let Some(job) = self.first.pop_front() {
+            job.resolve(Verdict::Rejected(error.message().to_owned().into()));
+        }
+    }
+
+    /// Tells the messages whose time is over that they were not sent.
+    fn expire_unsent(&mut self) {
+        let now = self.link.env().now();
+        while self.first.front().is_some_and(|job| job.deadline <= now) {
+            if let Some(job) = self.first.pop_front() {
+                job.resolve(Verdict::Rejected("it could not be sent in time".into()));
+            }
+        }
+    }
+
+    async fn serve(&mut self, connection: &Connection, run: &mut Run) -> Left {
+        let mut watch = self.link.watch();
+        // Made once, and not for each message: both are entered in lists under locks.
+        let mut over = pin!(connection.over());
+        let mut alarm = pin!(until(None));
+        let mut is_set = false;
+        loop {
+            let takes = watch.borrow_and_update().blocked.is_none();
+            while takes && let Some(job) = self.first.pop_front() {
+                if let Err(unsent) = run.send(connection, job).await {
+                    if let Some(job) = unsent {
+                        self.first.push_front(job);
+                    }
+                    return if connection.is_over() { Left::Lost } else { Left::Link };
+                }
+            }
+            if run.over.is_some() {
+                return if connection.is_over() { Left::Lost } else { Left::Link };
+            }
+            if !self.open && run.flight.is_empty() && self.first.is_empty() {
+                return Left::Done;
+            }
+            // It may go off for a message that has its verdict, and is set anew then.
+            let unsent = self.first.front().map(|job| job.deadline);
+            if !is_set && let Some(next) = run.next_deadline().into_iter().chain(unsent).min() {
+                alarm.set(until(Some(next)));
+                is_set = true;
+            }
+            tokio::select! {
+                biased;
+                () = &mut over => return Left::Lost,
+                Some(outcome) = run.under_way.next() => run.settle(outcome),
+                job = self.jobs.recv(), if self.open => match job {
+                    Some(job) => {
+                        self.first.push_back(job);
+                        // Other tasks that are about to publish go before, so that one write takes
+                        // what all of them have.
+                        yield_now().await;
+                        let more = std::iter::from_fn(|| self.jobs.try_recv().ok());
+                        self.first.extend(more.take(RUN - 1));
+                    }
+                    None => self.open = false,
+                },
+                changed = watch.changed() => {
+                    if changed.is_err() {
+                        return Left::Done;
+                    }
+                    // Before what waited for the end of an alarm is sent.
+                    self.expire_unsent();
+                }
+                () = &mut alarm, if is_set => {
+                    is_set = false;
+                    self.expire_unsent();
+                    run.expire(self.link.env().now());
+                    // A link that owes a whole window of verdicts is of no use any more.
+                    if run.overdue >= self.window {
+                        return Left::Link;
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Run {
+    /// Sends a message. Gives it back when the link has ended and it was not sent.
+    async fn send(&mut self, connection: &Connection, job: Job) -> Result<(), Option<Job>> {
+        let wire = message::write(&job.envelope, connection.version());
+        let deadline = job.deadline;
+        let number = self.next;
+        self.next += 1;
+        let sendable = Sendable::builder().message(wire).settled(false).build();
+        let Self { sender, under_way, flight, overdue, over, .. } = self;
+        let mut sending = pin!(sender.send_batchable(sendable));
+        let mut waiting = Waiting { flight, overdue, over };
+        let sent = match sending.as_mut().now_or_never() {
+            Some(sent) => sent,
+            // The broker gives no credit for now.
+            None => loop {
+                tokio::select! {
+                    biased;
+                    sent = &mut sending => break sent,
+                    () = connection.over() => return Err(Some(job)),
+                    Some(outcome) = under_way.next() => waiting.settle(outcome),
+                    () = until(Some(deadline)) => {
+                        let in_one_frame = job.envelope.message.body.len() < ONE_FRAME;
+                        job.resolve(Verdict::Rejected("it could not be sent in time".into()));
+                        // Half a message on a link spoils what comes after it.
+                        return if in_one_frame { Ok(()) } else { Err(None) };
+                    }
+                }
+            },
+        };
+        match sent {
+            Ok(outcome) => {
+                waiting.flight.insert(number, job);
+                under_way.push(UnderWay { number, outcome });
+                Ok(())
+            }
+            Err(SendError::MessageSizeExceeded(_) | SendError::MessageEncodeError) => {
+                job.resolve(Verdict::Rejected(
+                    "the message cannot be encoded, or is too large".into(),
+                ));
+                Ok(())
+            }
+            Err(_) => Err(Some(job)),
+        }
+    }
+
+    fn settle(&mut self, outcome: (u64, Result<Outcome, SendError>)) {
+        let Self { flight, overdue, over, under_way, .. } = self;
+        let mut waiting = Waiting { flight, overdue, over };
+        waiting.settle(outcome);
+        while let Some(Some(outcome)) = under_way.next().now_or_never() {
+            waiting.settle(outcome);
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        self.flight.first_key_value().map(|(_, job)| job.deadline)
+    }
+
+    /// Gives up on messages whose time is over.
+    fn expire(&mut self, now: Instant) {
+        while let Some(first) = self.flight.first_entry().filter(|job| job.get().deadline <= now) {
+            self.overdue += 1;
+            first
+                .remove()
+                .resolve(Verdict::Unknown("the broker did not confirm it in time".into()));
+        }
+    }
+
+    /// Tells the message over which the broker ended the session, where it is the only one to the
+    /// exchange that is named.
+    fn blame(&mut self) {
+        let Some(error) = self.over.take().filter(|error| error.kind() == ErrorKind::Unauthorized)
+        else {
+            return;
+        };
+        let Some(exchange) = accused(error.message()) else { return };
+        let mut suspects =
+            self.flight.iter().filter(|(_, job)| job.envelope.address.exchange_name() == exchange);
+        let (Some((number, _)), None) = (suspects.next(), suspects.next()) else { return };
+        let number = *number;
+        if let Some(job) = self.flight.remove(&number) {
+            job.resolve(Verdict::Rejected(error.message().to_owned().into()));
+        }
+    }
+
+    /// Nothing will be known of what is under way.
+    fn give_up(&mut self, cause: &'static str) {
+        for (_, job) in std::mem::take(&mut self.flight) {
+            job.resolve(Verdict::Unknown(cause.into()));
+        }
+    }
+
+    async fn end(mut self) {
+        let _left = timeout(END_TIMEOUT, self.session.end()).await;
+    }
+}
+
+/// What waits for verdicts, apart from the link itself.
+struct Waiting<'a> {
+    flight: &'a mut BTreeMap<u64, Job>,
+    overdue: &'a mut usize,
+    over: &'a mut Option<Error>,
+}
+
+impl Waiting<'_> {
+    fn settle(&mut self, (number, outcome): (u64, Result<Outcome, SendError>)) {
+        if let Err(error) = outcome {
+            // Whose fault it was is found out when all have heard of it.
+            self.over.get_or_insert_with(|| of_send("publish", &error));
+            return;
+        }
+        let Some(job) = self.flight.remove(&number) else {
+            *self.overdue = self.overdue.saturating_sub(1);
+            return;
+        };
+        job.resolve(verdict(outcome));
+    }
+}
+
+/// The exchange that the broker names when it refuses a publish.
+fn accused(text: &str) -> Option<&str> {
+    let (_, rest) = text.split_once("exchange '")?;
+    rest.split_once("' in vhost '").map(|(name, _)| name)
+}
+
+fn verdict(outcome: Result<Outcome, SendError>) -> Verdict {
+    match outcome {
+        Ok(Outcome::Accepted(_)) => Verdict::Accepted,
+        Ok(Outcome::Released(_)) => Verdict::Unroutable,
+        Ok(Outcome::Rejected(rejected)) => {
+            let told = rejected.error.and_then(|error| error.description);
+            Verdict::Rejected(told.unwrap_or_else(|| "a queue refused it".to_owned()).into())
+        }
+        Ok(Outcome::Modified(_)) => Verdict::Rejected("the broker cannot take it for now".into()),
+        Err(_) => Verdict::Unknown("the link ended before the verdict".into()),
+    }
+}
+
+async fn attach(link: &Link, connection: &Connection) -> Result<Run> {
+    let deadline = link.env().now() + LINK_TIMEOUT;
+    let mut session = connection.begin("publish", deadline).await?;
+    let source = Source::builder().outcomes(OUTCOMES.map(Symbol::from).to_vec()).build();
+    let attaching = Sender::builder()
+        .name(format!("postrider {}", link.env().new_id().simple()))
+        .source(source)
+        // Each message has its own address.
+        .target(Target::default())
+        .sender_settle_mode(SenderSettleMode::Unsettled)
+        .receiver_settle_mode(ReceiverSettleMode::First)
+        .attach(&mut session);
+    let sender = connection.by(deadline, "publish", attaching).await?;
+    let sender = sender.map_err(|error| of_sender("publish", &error))?;
+    Ok(Run {
+        sender,
+        session,
+        next: 0,
+        flight: BTreeMap::new(),
+        under_way: FuturesUnordered::new(),
+        overdue: 0,
+        over: None,
+    })
+}
