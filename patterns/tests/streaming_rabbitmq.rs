@@ -168,7 +168,9 @@ async fn nothing_is_left(broker: &dyn TestBroker, offers: &str) {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::from_args();
+    let mut arguments = Arguments::from_args();
+    // They wait more than they compute.
+    arguments.test_threads.get_or_insert(8);
     let mut trials = Vec::new();
     for harness in rabbitmq::harnesses(|login| Box::pin(connect(login))) {
         for (name, function) in FUNCTIONS {

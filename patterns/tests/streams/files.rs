@@ -79,7 +79,7 @@ async fn resume(world: World, meanwhile: fn(&std::path::Path), goes_on: bool) {
     let body = payload(LARGE, 2);
     let (source, gate) = gated(body.clone());
     gate.open_to(HALF);
-    let transfer = sender.start(&world.service, Outgoing::seekable(source)).unwrap();
+    let mut transfer = sender.start(&world.service, Outgoing::seekable(source)).unwrap();
     let mut progress = soon(saves.recv()).await.unwrap();
     comes_to(&mut progress, HALF).await;
     assert_eq!(receiver.stop(Duration::ZERO).await.released, 1);
@@ -110,7 +110,7 @@ pub(crate) async fn two_transfers_of_one_stream_do_not_share_a_file(world: World
     let body = payload(1_000_000, 2);
     let (source, gate) = gated(body.clone());
     gate.open_to(500_000);
-    let first = sender.start(&world.service, Outgoing::seekable(source)).unwrap();
+    let mut first = sender.start(&world.service, Outgoing::seekable(source)).unwrap();
     let mut progress = soon(saves.recv()).await.unwrap();
     comes_to(&mut progress, 400_000).await;
     let again = Outgoing::seekable(Cursor::new(body.clone())).with_id(first.id());

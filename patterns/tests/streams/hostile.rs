@@ -209,7 +209,7 @@ pub(crate) async fn a_receiver_that_has_what_was_not_sent_ends_it(world: World) 
     let sender = world.sender(&sending).await;
     let offers = Hand::offers(&world).await;
     let outgoing = Outgoing::seekable(Cursor::new(payload(10 * CHUNK, 1)));
-    let transfer = sender.start(&world.service, outgoing).unwrap();
+    let mut transfer = sender.start(&world.service, outgoing).unwrap();
     let mut hand = offers.take().await;
     hand.say("stream.credit", json!({ "received": 0, "until": 4 })).await;
     for seq in 0..4 {
@@ -227,7 +227,7 @@ pub(crate) async fn a_receiver_that_speaks_of_another_payload_is_not_believed(wo
     let sender = world.sender(&sending).await;
     let offers = Hand::offers(&world).await;
     let outgoing = Outgoing::seekable(Cursor::new(payload(CHUNK, 1)));
-    let transfer = sender.start(&world.service, outgoing).unwrap();
+    let mut transfer = sender.start(&world.service, outgoing).unwrap();
     let hand = offers.take().await;
     hand.say("stream.done", json!({ "length": CHUNK, "blake3": "0".repeat(64) })).await;
     assert_eq!(soon(transfer.finish()).await.unwrap_err().code(), "CORRUPT");

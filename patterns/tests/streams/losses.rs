@@ -24,7 +24,7 @@ async fn five_closes(world: World, cut: impl AsyncFn(usize, &Connection, &Connec
     let body = payload(300 * CHUNK + 5, 4);
     let (source, gate) = gated(body.clone());
     // Read once: what is lost is sent again from what is kept.
-    let transfer = sender.start(&world.service, Outgoing::reader(source)).unwrap();
+    let mut transfer = sender.start(&world.service, Outgoing::reader(source)).unwrap();
     for round in 1..=5 {
         let bytes = (50 * round * CHUNK) as u64;
         gate.open_to(bytes);
@@ -78,7 +78,7 @@ pub(crate) async fn the_end_is_told_though_the_connection_is_lost_with_it(world:
         .unwrap();
     let sender = world.sender(&sending.transport).await;
     let source = std::io::Cursor::new(payload(10 * CHUNK, 1));
-    let transfer = sender.start(&world.service, Outgoing::seekable(source)).unwrap();
+    let mut transfer = sender.start(&world.service, Outgoing::seekable(source)).unwrap();
     soon(told.recv()).await.unwrap();
     // The outcome goes to a queue that is lost.
     go.send(()).unwrap();
@@ -94,7 +94,7 @@ pub(crate) async fn another_receiver_takes_over_from_one_that_is_gone(world: Wor
     let body = payload(100 * CHUNK, 5);
     let (source, gate) = gated(body.clone());
     gate.open_to(50 * CHUNK as u64);
-    let transfer = sender.start(&world.service, Outgoing::seekable(source)).unwrap();
+    let mut transfer = sender.start(&world.service, Outgoing::seekable(source)).unwrap();
     comes_to(&mut transfer.progress(), 50 * CHUNK as u64).await;
     let (second, mut reads) = world.reader(&world.connect().await.transport).await;
     // It ends without a word.
@@ -112,7 +112,7 @@ pub(crate) async fn a_source_that_is_read_once_does_not_begin_anew(world: World)
     let sender = world.sender(&sending.transport).await;
     let (source, gate) = gated(payload(100 * CHUNK, 5));
     gate.open_to(50 * CHUNK as u64);
-    let transfer = sender.start(&world.service, Outgoing::reader(source)).unwrap();
+    let mut transfer = sender.start(&world.service, Outgoing::reader(source)).unwrap();
     comes_to(&mut transfer.progress(), 50 * CHUNK as u64).await;
     let (second, mut reads) = world.reader(&world.connect().await.transport).await;
     first.stop(Duration::ZERO).await;
@@ -130,7 +130,7 @@ pub(crate) async fn a_receiver_that_stops_gives_its_streams_to_another(world: Wo
     let body = payload(100 * CHUNK, 5);
     let (source, gate) = gated(body.clone());
     gate.open_to(50 * CHUNK as u64);
-    let transfer = sender.start(&world.service, Outgoing::seekable(source)).unwrap();
+    let mut transfer = sender.start(&world.service, Outgoing::seekable(source)).unwrap();
     comes_to(&mut transfer.progress(), 50 * CHUNK as u64).await;
     let (second, mut reads) = world.reader(&world.connect().await.transport).await;
     let report = first.stop(Duration::ZERO).await;
@@ -148,7 +148,7 @@ pub(crate) async fn a_sender_that_comes_back_goes_on_where_it_was(world: World) 
     let body = payload(100 * CHUNK, 6);
     let (source, gate) = gated(body.clone());
     gate.open_to(50 * CHUNK as u64);
-    let transfer = sender.start(&world.service, Outgoing::seekable(source)).unwrap();
+    let mut transfer = sender.start(&world.service, Outgoing::seekable(source)).unwrap();
     comes_to(&mut transfer.progress(), 50 * CHUNK as u64).await;
     let id = transfer.id();
     // The process ends: its connection goes, and nobody says so.
@@ -160,7 +160,7 @@ pub(crate) async fn a_sender_that_comes_back_goes_on_where_it_was(world: World) 
     let sender = world.sender(&sending.transport).await;
     let (source, gate) = gated(body.clone());
     let outgoing = Outgoing::seekable(source).with_id(id);
-    let transfer = sender.start(&world.service, outgoing).unwrap();
+    let mut transfer = sender.start(&world.service, outgoing).unwrap();
     // Before anything is read again, the receiver has said what it has.
     comes_to(&mut transfer.progress(), 50 * CHUNK as u64).await;
     gate.open_to(u64::MAX);
@@ -201,7 +201,7 @@ pub(crate) async fn a_sender_that_hears_nothing_ends(world: World) {
     let sender = builder.connect().await.unwrap();
     let offers = Hand::offers(&world).await;
     let source = std::io::Cursor::new(payload(10 * CHUNK, 6));
-    let transfer = sender.start(&world.service, Outgoing::seekable(source)).unwrap();
+    let mut transfer = sender.start(&world.service, Outgoing::seekable(source)).unwrap();
     let hand = offers.take().await;
     hand.say("stream.credit", json!({ "received": 0, "until": 2 })).await;
     let error = soon(transfer.finish()).await.unwrap_err();

@@ -111,7 +111,7 @@ pub(crate) async fn a_reader_that_waits_holds_its_sender_back(world: World) {
     let sender = sender.connect().await.unwrap();
     let (source, gate) = gated(payload(100 * CHUNK, 2));
     gate.open_to(u64::MAX);
-    let transfer = sender.start(&world.service, Outgoing::seekable(source)).unwrap();
+    let mut transfer = sender.start(&world.service, Outgoing::seekable(source)).unwrap();
     comes_to(&mut transfer.progress(), 4 * CHUNK as u64).await;
     tokio::time::sleep(Duration::from_secs(10)).await;
     // One in the reader's hand, one before it, a window, and one that is read but not granted.
@@ -136,7 +136,7 @@ pub(crate) async fn a_source_that_is_slow_is_waited_for(world: World) {
     let sender = world.sender(&sending).await;
     let (source, gate) = gated(payload(4 * CHUNK, 3));
     gate.open_to(CHUNK as u64);
-    let transfer = sender.start(&world.service, Outgoing::reader(source)).unwrap();
+    let mut transfer = sender.start(&world.service, Outgoing::reader(source)).unwrap();
     tokio::time::sleep(Duration::from_secs(10)).await;
     gate.open_to(u64::MAX);
     soon(transfer.finish()).await.unwrap();
@@ -150,12 +150,12 @@ pub(crate) async fn memory_for_one_is_used_by_one_after_the_other(world: World) 
         StreamSender::builder(&sending).chunk_size(CHUNK as u32).window(4).memory(4 * CHUNK as u64);
     let sender = sender.connect().await.unwrap();
     let (first, gate) = gated(payload(10 * CHUNK, 1));
-    let first = sender.start(&world.service, Outgoing::reader(first)).unwrap();
+    let mut first = sender.start(&world.service, Outgoing::reader(first)).unwrap();
     gate.open_to(CHUNK as u64);
     comes_to(&mut first.progress(), CHUNK as u64).await;
     let (second, other) = gated(payload(10 * CHUNK, 2));
     other.open_to(u64::MAX);
-    let second = sender.start(&world.service, Outgoing::reader(second)).unwrap();
+    let mut second = sender.start(&world.service, Outgoing::reader(second)).unwrap();
     gate.open_to(9 * CHUNK as u64);
     comes_to(&mut first.progress(), 9 * CHUNK as u64).await;
     assert_eq!(other.read(), 0);
@@ -193,7 +193,7 @@ pub(crate) async fn nobody_there_is_told_and_so_is_nobody_free(world: World) {
         .start(&receiving)
         .await
         .unwrap();
-    let first = sender.start(&world.service, Outgoing::reader(Cursor::new("x"))).unwrap();
+    let mut first = sender.start(&world.service, Outgoing::reader(Cursor::new("x"))).unwrap();
     told.recv().await.unwrap();
     let full = sender.send(&world.service, Outgoing::reader(Cursor::new("x"))).await;
     assert!(matches!(full, Err(StreamError::Unavailable { .. })), "{full:?}");
@@ -253,7 +253,7 @@ pub(crate) async fn an_abort_reaches_the_reader(world: World) {
     for dropped in [false, true] {
         let (source, gate) = gated(payload(10 * CHUNK, 1));
         gate.open_to(5 * CHUNK as u64);
-        let transfer = sender.start(&world.service, Outgoing::reader(source)).unwrap();
+        let mut transfer = sender.start(&world.service, Outgoing::reader(source)).unwrap();
         comes_to(&mut transfer.progress(), 5 * CHUNK as u64).await;
         if dropped {
             drop(transfer);

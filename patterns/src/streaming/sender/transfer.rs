@@ -55,26 +55,28 @@ impl Transfer {
         self.abort.call(reason);
     }
 
-    /// Waits until the receiver has all of it, has compared the hash, and its handler is done.
+    /// Waits until the receiver has all of it, has compared the hash, and its handler is done; after
+    /// an [`abort`](Self::abort), until the receiver was told of it.
     ///
-    /// When the future is dropped, the transfer is aborted.
+    /// Cancellation safe: when the future is dropped, the transfer goes on, and another call waits on.
     ///
     /// # Errors
     ///
     /// [`StreamError`]; [`is_resumable`](StreamError::is_resumable) says whether sending the
-    /// same payload under the same id goes on where this ended.
-    pub async fn finish(mut self) -> Result<Receipt, StreamError> {
-        let Some(task) = &mut self.task else { return Err(ended()) };
-        match task.await {
+    /// same payload under the same id goes on where this ended. A call after that which gave the
+    /// result fails with [`StreamError::Interrupted`].
+    pub async fn finish(&mut self) -> Result<Receipt, StreamError> {
+        let Some(task) = &mut self.task else {
+            return Err(StreamError::Interrupted("its result was given before".to_owned()));
+        };
+        let result = task.await;
+        self.task = None;
+        match result {
             Ok(result) => result,
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-            Err(_) => Err(ended()),
+            Err(_) => Err(StreamError::Interrupted("the runtime ended".to_owned())),
         }
     }
-}
-
-fn ended() -> StreamError {
-    StreamError::Interrupted("the runtime ended".to_owned())
 }
 
 impl Drop for Transfer {
