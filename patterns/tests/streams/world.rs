@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use postrider_core::{Env, Transport};
-use postrider_patterns::{Incoming, Progress, Running, StreamReceiver, StreamSender};
+use postrider_patterns::{ContentHash, Incoming, Progress, Running, StreamReceiver, StreamSender};
 use postrider_testkit::harness::{Connection, TestBroker};
 use tempfile::TempDir;
 use tokio::{
@@ -114,7 +114,9 @@ pub(crate) struct Read {
 
 async fn read_all(mut incoming: Incoming) -> io::Result<Read> {
     let mut body = Vec::new();
+    assert_eq!(incoming.hash(), None);
     incoming.read_to_end(&mut body).await?;
+    assert_eq!(incoming.hash(), Some(ContentHash::of(&body)));
     Ok(Read {
         name: incoming.name().map(str::to_owned),
         content_type: incoming.content_type().map(str::to_owned),

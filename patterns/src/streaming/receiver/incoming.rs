@@ -144,6 +144,12 @@ impl Incoming {
         &self.open.metadata
     }
 
+    /// The hash of all of it, which was compared with the sender's; nothing before the end was read.
+    #[must_use]
+    pub fn hash(&self) -> Option<ContentHash> {
+        self.close().map(|close| close.hash)
+    }
+
     /// How far it is, now and whenever that changes.
     #[must_use]
     pub fn progress(&self) -> watch::Receiver<Progress> {
