@@ -292,7 +292,7 @@ fn read_state(path: &Path, open: &Open) -> Option<State> {
 }
 
 /// Hashes what the note speaks of; when that is not what it says, nothing is there.
-fn rehash(file: &mut File, state: &State) -> io::Result<Begin> {
+fn rehash(file: &File, state: &State) -> io::Result<Begin> {
     let Some(length) = state.chunks.checked_mul(state.chunk_size.into()) else {
         return Ok(Begin::default());
     };
@@ -300,7 +300,7 @@ fn rehash(file: &mut File, state: &State) -> io::Result<Begin> {
         return Ok(Begin::default());
     }
     let (mut hasher, mut buffer) = (Hasher::default(), vec![0; 256 * 1024]);
-    let mut rest = (&*file).take(length);
+    let mut rest = file.take(length);
     loop {
         let size = rest.read(&mut buffer)?;
         if size == 0 {

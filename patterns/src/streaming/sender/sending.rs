@@ -131,7 +131,7 @@ impl Sending {
             }
         };
         if let Some(session) = self.session.take() {
-            self.part(session.queue, farewell).await;
+            self.part(session.queue, &farewell).await;
         }
         result
     }
@@ -279,7 +279,7 @@ impl Sending {
             ToSender::Fail(fail) if fail.again => {
                 tracing::debug!(id = %self.plan.id, ?fail, "the stream is offered again");
                 if let Some(session) = self.session.take() {
-                    self.part(session.queue, ToReceiver::Bye).await;
+                    self.part(session.queue, &ToReceiver::Bye).await;
                     if session.begun {
                         self.seeking = self.env.now();
                     }
@@ -305,7 +305,7 @@ impl Sending {
                 return false;
             }
             (Some(_), ToSender::Fail(fail)) if fail.again => {
-                self.part(from.to_owned(), ToReceiver::Bye).await;
+                self.part(from.to_owned(), &ToReceiver::Bye).await;
                 self.offer_at = self.env.now() + PAUSE;
                 return false;
             }
@@ -428,11 +428,11 @@ impl Sending {
     /// Tells a session that another one has the stream.
     fn supersede(&self, queue: String) -> impl Future<Output = ()> + use<> {
         let (code, reason) = (codes::SUPERSEDED.to_owned(), "another receiver has it".to_owned());
-        self.part(queue, ToReceiver::Abort { code, reason })
+        self.part(queue, &ToReceiver::Abort { code, reason })
     }
 
     /// Says the last thing to a session. It may be lost; what it says later is answered the same way.
-    fn part(&self, queue: String, farewell: ToReceiver) -> impl Future<Output = ()> + use<> {
+    fn part(&self, queue: String, farewell: &ToReceiver) -> impl Future<Output = ()> + use<> {
         let (id, publisher) = (self.plan.id, Arc::clone(&self.publisher));
         let envelope = Envelope::new(Address::queue(queue), farewell.message(id, self.plan.codec));
         let until = self.env.now() + FAREWELL;
