@@ -20,11 +20,15 @@ impl TestBroker for Memory {
     }
 
     async fn begin(&self, fault: Fault) -> Result<()> {
-        unreachable!("{fault:?} is not asked for")
+        assert_eq!(fault, Fault::Alarm);
+        self.0.raise_alarm("low on memory");
+        Ok(())
     }
 
     async fn end(&self, fault: Fault) -> Result<()> {
-        unreachable!("{fault:?} is not asked for")
+        assert_eq!(fault, Fault::Alarm);
+        self.0.clear_alarm();
+        Ok(())
     }
 }
 
@@ -152,6 +156,12 @@ async fn a_file_that_was_changed_meanwhile_is_begun_anew() {
     files::a_file_that_was_changed_meanwhile_is_begun_anew(world()).await;
 }
 
+/// In memory alone, since it stops all that a broker does.
+#[tokio::test(start_paused = true)]
+async fn a_receiver_that_stops_under_an_alarm_keeps_its_file() {
+    files::a_receiver_that_stops_under_an_alarm_keeps_its_file(world()).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn two_transfers_of_one_stream_do_not_share_a_file() {
     files::two_transfers_of_one_stream_do_not_share_a_file(world()).await;
@@ -250,4 +260,14 @@ async fn a_receiver_that_speaks_of_another_payload_is_not_believed() {
 #[tokio::test(start_paused = true)]
 async fn a_second_receiver_is_sent_away_while_the_first_is_there() {
     hostile::a_second_receiver_is_sent_away_while_the_first_is_there(world()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_receiver_that_has_more_than_there_is_ends_it() {
+    hostile::a_receiver_that_has_more_than_there_is_ends_it(world()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_receiver_that_cannot_make_its_queue_does_not_ask_without_a_pause() {
+    hostile::a_receiver_that_cannot_make_its_queue_does_not_ask_without_a_pause(world()).await;
 }

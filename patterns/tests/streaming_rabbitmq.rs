@@ -141,6 +141,12 @@ const FUNCTIONS: &[(&str, Function)] = &[
     ("a_second_receiver_is_sent_away_while_the_first_is_there", |world| {
         Box::pin(hostile::a_second_receiver_is_sent_away_while_the_first_is_there(world))
     }),
+    ("a_receiver_that_has_more_than_there_is_ends_it", |world| {
+        Box::pin(hostile::a_receiver_that_has_more_than_there_is_ends_it(world))
+    }),
+    ("a_receiver_that_cannot_make_its_queue_does_not_ask_without_a_pause", |world| {
+        Box::pin(hostile::a_receiver_that_cannot_make_its_queue_does_not_ask_without_a_pause(world))
+    }),
 ];
 
 fn run(harness: &Arc<dyn Harness>, function: Function) {

@@ -3,6 +3,7 @@
 use std::{io::Cursor, time::Duration};
 
 use postrider_patterns::{ContentHash, Outgoing, StreamError};
+use postrider_testkit::harness::Fault;
 
 use super::world::{SOON, World, comes_to, gated, payload, soon};
 
@@ -103,6 +104,32 @@ async fn resume(world: World, meanwhile: fn(&std::path::Path), goes_on: bool) {
     assert_eq!(world.files(), ["film.mp4"]);
 }
 
+/// Its session waits for the broker and cannot say goodbye.
+#[allow(dead_code)] // One broker alone has this.
+pub(crate) async fn a_receiver_that_stops_under_an_alarm_keeps_its_file(world: World) {
+    let (sending, receiving) = (world.connect().await.transport, world.connect().await.transport);
+    let (receiver, mut saves) = world.saver(&receiving).await;
+    let sender = world.sender(&sending).await;
+    let body = payload(LARGE, 2);
+    let (source, gate) = gated(body.clone());
+    gate.open_to(HALF);
+    let mut transfer = sender.start(&world.service, Outgoing::seekable(source)).unwrap();
+    let mut progress = soon(saves.recv()).await.unwrap();
+    comes_to(&mut progress, HALF).await;
+    world.broker.begin(Fault::Alarm).await.unwrap();
+    // Signs of life are due every two seconds.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    receiver.stop(Duration::ZERO).await;
+    assert_eq!(world.files().len(), 2, "a part and its note: {:?}", world.files());
+
+    world.broker.end(Fault::Alarm).await.unwrap();
+    gate.open_to(u64::MAX);
+    let (receiver, _saves) = world.saver(&world.connect().await.transport).await;
+    assert_eq!(soon(transfer.finish()).await.unwrap().hash, ContentHash::of(&body));
+    receiver.stop(SOON).await;
+    assert_eq!(world.files(), ["film.mp4"]);
+}
+
 pub(crate) async fn two_transfers_of_one_stream_do_not_share_a_file(world: World) {
     let (sending, receiving) = (world.connect().await.transport, world.connect().await.transport);
     let (receiver, mut saves) = world.saver(&receiving).await;
@@ -146,4 +173,13 @@ pub(crate) async fn a_path_that_cannot_be_written_is_the_receiver_s_fault(world:
     let sent = sender.send(&world.service, Outgoing::seekable(Cursor::new("x"))).await;
     assert_eq!(sent.unwrap_err().code(), "INTERNAL");
     receiver.stop(SOON).await;
+
+    // A directory is in its place: that is known before anything is sent.
+    std::fs::create_dir(world.target()).unwrap();
+    let (receiver, _saves) = world.saver(&receiving).await;
+    let (source, _never) = gated(payload(10 * super::world::CHUNK, 1));
+    let sent = soon(sender.send(&world.service, Outgoing::seekable(source))).await;
+    assert_eq!(sent.unwrap_err().code(), "INTERNAL");
+    receiver.stop(SOON).await;
+    assert_eq!(world.files(), ["film.mp4"]);
 }

@@ -1,8 +1,9 @@
 //! Other sides that do what they should not.
 
-use std::io::Cursor;
+use std::{io::Cursor, time::Duration};
 
-use postrider_patterns::{Outgoing, StreamReceiver, headers};
+use postrider_core::{ErrorKind, Queue, Topology};
+use postrider_patterns::{Naming, Outgoing, StreamError, StreamReceiver, StreamSender, headers};
 use serde_json::json;
 
 use super::{
@@ -251,4 +252,46 @@ pub(crate) async fn a_second_receiver_is_sent_away_while_the_first_is_there(worl
     // What is said later is answered, in case that was not heard.
     first.say("stream.credit", json!({ "received": 1, "until": 5 })).await;
     assert_eq!(first.hear_of("stream.abort").await["code"], "UNKNOWN_STREAM");
+}
+
+pub(crate) async fn a_receiver_that_has_more_than_there_is_ends_it(world: World) {
+    let sending = world.connect().await.transport;
+    let sender = world.sender(&sending).await;
+    // What is not announced is known when it was read.
+    for length in [Some(10 * CHUNK as u64), None] {
+        let offers = Hand::offers(&world).await;
+        let mut outgoing = Outgoing::seekable(Cursor::new(payload(10 * CHUNK, 1)));
+        if let Some(length) = length {
+            outgoing = outgoing.with_length(length);
+        }
+        let mut transfer = sender.start(&world.service, outgoing).unwrap();
+        let hand = offers.take().await;
+        hand.say("stream.credit", json!({ "received": u64::MAX - 1, "until": u64::MAX })).await;
+        assert_eq!(soon(transfer.finish()).await.unwrap_err().code(), "BROKEN_PROTOCOL");
+    }
+}
+
+pub(crate) async fn a_receiver_that_cannot_make_its_queue_does_not_ask_without_a_pause(
+    world: World,
+) {
+    let (sending, receiving) = (world.connect().await.transport, world.connect().await.transport);
+    let taken = format!("taken-{}", world.service);
+    let topology = Topology::new().queue(Queue::exclusive(taken.clone()));
+    sending.declare(&topology).await.unwrap();
+    let receiver = StreamReceiver::new(world.service.clone())
+        .naming(Naming::default().with_transfer_queue(taken))
+        .on(|_incoming, _context| async { panic!("it cannot come to this") })
+        .start(&receiving)
+        .await
+        .unwrap();
+    let sender = StreamSender::builder(&sending).accept_timeout(Duration::from_secs(5));
+    let sender = sender.connect().await.unwrap();
+    let outgoing = Outgoing::seekable(Cursor::new("x"));
+    // On virtual time an endless loop would be one.
+    let error = soon(sender.send(&world.service, outgoing)).await.unwrap_err();
+    assert!(matches!(error, StreamError::Unavailable { .. }), "{error}");
+    receiver.stop(SOON).await;
+
+    let long = StreamReceiver::new("x".repeat(230)).on(|_incoming, _context| async { Ok(()) });
+    assert_eq!(long.start(&receiving).await.unwrap_err().kind(), ErrorKind::Invalid);
 }

@@ -27,7 +27,7 @@ pub(crate) const CHUNK: usize = 16 * 1024;
 
 /// A broker, a service that nobody else has, and a directory.
 pub(crate) struct World {
-    broker: Arc<dyn TestBroker>,
+    pub(crate) broker: Arc<dyn TestBroker>,
     pub(crate) service: String,
     directory: TempDir,
 }

@@ -109,6 +109,10 @@ impl PartFile {
             StreamError::io(format!("saving to '{shown}'"), error)
         })?;
         let opening = spawn_blocking(move || {
+            // It would be found when all of it is there.
+            if target.is_dir() {
+                return Err(io::ErrorKind::IsADirectory.into());
+            }
             let mut file = lock(&part)?;
             let Some(mut file) = file.take() else { return Ok(None) };
             let begin = take_up(&mut file, &state, &open)?;
@@ -259,6 +263,8 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt;
     let open = file.metadata()?;
     match fs::symlink_metadata(path) {
+        // Whoever put it there wants another file to be written.
+        Ok(there) if there.is_symlink() => Err(io::Error::other("a link is in its place")),
         Ok(there) => Ok((open.dev(), open.ino()) == (there.dev(), there.ino())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
@@ -323,4 +329,30 @@ fn sync_directory(target: &Path) -> io::Result<()> {
 #[cfg(not(unix))]
 fn sync_directory(_target: &Path) -> io::Result<()> {
     Ok(())
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_in_the_place_of_a_part_is_not_written_through() {
+        let directory = tempfile::tempdir().unwrap();
+        let (part, other) = (directory.path().join("part"), directory.path().join("other"));
+        fs::write(&other, "precious").unwrap();
+        std::os::unix::fs::symlink(&other, &part).unwrap();
+        assert!(lock(&part).is_err());
+        assert_eq!(fs::read(&other).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn a_part_belongs_to_one_at_a_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let part = directory.path().join("part");
+        let first = lock(&part).unwrap();
+        assert!(first.is_some());
+        assert!(lock(&part).unwrap().is_none());
+        drop(first);
+        assert!(lock(&part).unwrap().is_some());
+    }
 }

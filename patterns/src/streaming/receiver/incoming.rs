@@ -12,6 +12,7 @@ use tokio::{
     io::{AsyncRead, ReadBuf},
     sync::{mpsc, oneshot, watch},
 };
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::streaming::{
@@ -35,35 +36,33 @@ pub(super) struct Piece {
 }
 
 /// How a stream ended, as its reader is told after the last piece.
-#[derive(Debug, Clone, Default)]
-pub(super) struct End(Arc<Mutex<State>>);
-
-#[derive(Debug, Default)]
-struct State {
-    end: Option<Result<Close, StreamError>>,
-    stopped: bool,
+#[derive(Debug, Clone)]
+pub(super) struct End {
+    told: Arc<Mutex<Option<Result<Close, StreamError>>>>,
+    stop: CancellationToken,
 }
 
 impl End {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The end of a stream whose receiver gives up what is under way with `stop`.
+    pub(super) fn new(stop: CancellationToken) -> Self {
+        Self { told: Arc::default(), stop }
+    }
+
+    fn told(&self) -> MutexGuard<'_, Option<Result<Close, StreamError>>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn set(&self, end: Result<Close, StreamError>) {
-        self.state().end.get_or_insert(end);
+        self.told().get_or_insert(end);
     }
 
     fn take(&self) -> Option<Result<Close, StreamError>> {
-        self.state().end.take()
+        self.told().take()
     }
 
-    /// The handler is to be dropped because its receiver stops.
-    pub(super) fn stop(&self) {
-        self.state().stopped = true;
-    }
-
+    /// Whether a handler that is dropped is dropped because its receiver stops.
     pub(super) fn is_stopped(&self) -> bool {
-        self.state().stopped
+        self.stop.is_cancelled()
     }
 }
 

@@ -7,7 +7,9 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use postrider_core::{Address, Consumer, Delivery, Envelope, Error, Publisher, Transport};
+use postrider_core::{
+    Address, Consumer, Delivery, Envelope, Error, ErrorKind, Publisher, Transport,
+};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
     task::JoinSet,
@@ -187,7 +189,7 @@ async fn serve(shared: Arc<Shared>, offer: Delivery, place: OwnedSemaphorePermit
     let (pieces, passed) = mpsc::channel(1);
     let initial = Progress { length: open.length, ..Progress::default() };
     let (progress, watched) = watch::channel(initial);
-    let end = End::default();
+    let end = End::new(shared.kill.clone());
     let reader = Reader { begin: begun, pieces, end: end.clone(), progress };
     let described = (id, Arc::clone(&open), codec);
     let mut session = Session::new(Arc::clone(&shared), described, reply_to, window, reader);
@@ -234,9 +236,9 @@ async fn serve(shared: Arc<Shared>, offer: Delivery, place: OwnedSemaphorePermit
     }
 }
 
-/// Gives an offer back, not so fast that a broker in need is asked without a pause.
+/// Gives an offer back, not so fast that the broker is asked, and refuses, without a pause.
 async fn give_back(shared: &Shared, offer: Delivery, error: &Error) {
-    if error.is_retryable() {
+    if error.kind() != ErrorKind::Closed {
         shared.kill.run_until_cancelled(sleep(HOLD)).await;
     }
     offer.release();

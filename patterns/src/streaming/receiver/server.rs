@@ -2,6 +2,7 @@ use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use postrider_core::{
     ConsumerOptions, Error, ErrorKind, PublisherOptions, Queue, Result, Topology, Transport,
+    check_name,
 };
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -145,8 +146,8 @@ impl StreamReceiver {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Invalid`] for a receiver without a handler, settings out of range or a directory
-    /// that cannot be swept, and what [`Transport::declare`], [`Transport::publisher`] and
+    /// [`ErrorKind::Invalid`] for a receiver without a handler, settings out of range, a service
+    /// whose queues would have too long a name or a directory that cannot be swept, and what [`Transport::declare`], [`Transport::publisher`] and
     /// [`Transport::consumer`] fail with.
     pub async fn start(self, transport: &Arc<dyn Transport>) -> Result<Running> {
         let Self { service, settings, handler, sweeps } = self;
@@ -163,6 +164,9 @@ impl StreamReceiver {
             orphans::sweep(directory, age, now).await?;
         }
         let queue = settings.naming.stream_queue(&service);
+        // Better now than with each offer.
+        let one = transport.env().new_id().to_string();
+        check_name("start", &settings.naming.transfer_queue(&service, &one))?;
         let offered = Queue::classic(queue.clone()).with_expires(QUEUE_EXPIRES);
         transport.declare(&Topology::new().queue(offered)).await?;
         let publisher = transport.publisher(PublisherOptions::default()).await?;

@@ -211,7 +211,6 @@ impl Session {
         if self.outcome.is_none() {
             self.outcome = Some(ToSender::Fail(Fail::of(&stopped, true)));
         }
-        self.end.stop();
         self.end_reader(stopped);
         let _in_time = timeout(FAREWELL, self.repeat_outcome()).await;
     }

@@ -173,6 +173,7 @@ impl Sending {
     }
 
     async fn send_next(&mut self, chunk: Option<Chunk>) -> Result<(), StreamError> {
+        self.check_received(self.window.received())?;
         if let Some(chunk) = chunk
             && self.window.push(chunk.clone())
             && let Some(session) = self.ready()
@@ -321,6 +322,7 @@ impl Sending {
     }
 
     async fn credit(&mut self, credit: &Credit) -> Result<(), StreamError> {
+        self.check_received(credit.received)?;
         let Some(session) = &mut self.session else { return Ok(()) };
         session.paused = false;
         let begins = !std::mem::replace(&mut session.begun, true);
@@ -332,7 +334,7 @@ impl Sending {
             self.window.credit(credit)?;
         }
         let (received, repeated) = (self.window.received(), self.window.repeated());
-        let bytes = received * u64::from(self.plan.open.chunk_size);
+        let bytes = received.saturating_mul(self.plan.open.chunk_size.into());
         let most = self.chunks.close().map(|close| close.length).or(self.plan.open.length);
         let resumed = self.sessions - 1;
         self.progress.send_modify(|progress| {
@@ -344,6 +346,19 @@ impl Sending {
             self.close().await?;
         }
         Ok(())
+    }
+
+    /// A receiver cannot have more chunks than there are, as far as that is known.
+    fn check_received(&self, received: u64) -> Result<(), StreamError> {
+        let chunk_size = u64::from(self.plan.open.chunk_size);
+        let declared = || self.plan.open.length.map(|length| length.div_ceil(chunk_size));
+        match self.chunks.close().map(|close| close.chunks).or_else(declared) {
+            Some(chunks) if received > chunks => {
+                let message = format!("the receiver has {received} chunks, and there are {chunks}");
+                Err(StreamError::BrokenProtocol(message))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The receiver has everything. A sender that was restarted meanwhile has yet to read what that
