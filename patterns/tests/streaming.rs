@@ -271,3 +271,13 @@ async fn a_receiver_that_has_more_than_there_is_ends_it() {
 async fn a_receiver_that_cannot_make_its_queue_does_not_ask_without_a_pause() {
     hostile::a_receiver_that_cannot_make_its_queue_does_not_ask_without_a_pause(world()).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn senders_that_go_without_a_word_do_not_pile_up() {
+    hostile::senders_that_go_without_a_word_do_not_pile_up(world()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sender_that_comes_back_while_there_is_no_room_is_heard() {
+    losses::a_sender_that_comes_back_while_there_is_no_room_is_heard(world()).await;
+}

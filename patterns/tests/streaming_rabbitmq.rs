@@ -147,6 +147,12 @@ const FUNCTIONS: &[(&str, Function)] = &[
     ("a_receiver_that_cannot_make_its_queue_does_not_ask_without_a_pause", |world| {
         Box::pin(hostile::a_receiver_that_cannot_make_its_queue_does_not_ask_without_a_pause(world))
     }),
+    ("senders_that_go_without_a_word_do_not_pile_up", |world| {
+        Box::pin(hostile::senders_that_go_without_a_word_do_not_pile_up(world))
+    }),
+    ("a_sender_that_comes_back_while_there_is_no_room_is_heard", |world| {
+        Box::pin(losses::a_sender_that_comes_back_while_there_is_no_room_is_heard(world))
+    }),
 ];
 
 fn run(harness: &Arc<dyn Harness>, function: Function) {

@@ -3,7 +3,9 @@
 use std::{io::Cursor, time::Duration};
 
 use postrider_core::{ErrorKind, Queue, Topology};
-use postrider_patterns::{Naming, Outgoing, StreamError, StreamReceiver, StreamSender, headers};
+use postrider_patterns::{
+    HandlerError, Naming, Outgoing, StreamError, StreamReceiver, StreamSender, headers,
+};
 use serde_json::json;
 
 use super::{
@@ -294,4 +296,30 @@ pub(crate) async fn a_receiver_that_cannot_make_its_queue_does_not_ask_without_a
 
     let long = StreamReceiver::new("x".repeat(230)).on(|_incoming, _context| async { Ok(()) });
     assert_eq!(long.start(&receiving).await.unwrap_err().kind(), ErrorKind::Invalid);
+}
+
+pub(crate) async fn senders_that_go_without_a_word_do_not_pile_up(world: World) {
+    let receiving = world.connect().await.transport;
+    let receiver = StreamReceiver::new(world.service.clone())
+        .concurrency(1)
+        .idle_timeout(Duration::from_secs(20))
+        .on(|_incoming, _context| async { Err(HandlerError::rejected("NO", "no")) })
+        .start(&receiving)
+        .await
+        .unwrap();
+    // Four wait beside their handlers' place, one in it.
+    let mut silent = Vec::new();
+    for _ in 0..5 {
+        let mut hand = Hand::sender(&world, None).await;
+        assert_eq!(hand.hear_of("stream.fail").await["code"], "NO");
+        silent.push(hand);
+    }
+    let mut sixth = Hand::sender(&world, None).await;
+    let refused = sixth.hear_of("stream.fail");
+    let early = tokio::time::timeout(Duration::from_secs(5), refused).await;
+    assert!(early.is_err(), "there is no place before one of the others is given up");
+    // A farewell makes room.
+    silent[4].say("stream.bye", json!(null)).await;
+    assert_eq!(sixth.hear_of("stream.fail").await["code"], "NO");
+    receiver.stop(SOON).await;
 }

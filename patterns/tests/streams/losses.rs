@@ -207,3 +207,40 @@ pub(crate) async fn a_sender_that_hears_nothing_ends(world: World) {
     let error = soon(transfer.finish()).await.unwrap_err();
     assert!(matches!(error, StreamError::IdleTimeout { after: SIX }), "{error}");
 }
+
+pub(crate) async fn a_sender_that_comes_back_while_there_is_no_room_is_heard(world: World) {
+    let (sending, receiving) = (world.connect().await, world.connect().await);
+    let receiver = StreamReceiver::new(world.service.clone())
+        .memory(16 * CHUNK as u64)
+        .on(|mut incoming: Incoming, _context| async move {
+            tokio::io::copy(&mut incoming, &mut tokio::io::sink()).await?;
+            Ok(())
+        })
+        .start(&receiving.transport)
+        .await
+        .unwrap();
+    let sender = world.sender(&sending.transport).await;
+    let (source, gate) = gated(payload(10 * CHUNK, 1));
+    gate.open_to(CHUNK as u64);
+    let mut first = sender.start(&world.service, Outgoing::reader(source)).unwrap();
+    comes_to(&mut first.progress(), CHUNK as u64).await;
+
+    // It waits for the memory that the first one has, and ends.
+    let gone = world.connect().await.transport;
+    let body = payload(10 * CHUNK, 2);
+    let outgoing = || Outgoing::seekable(std::io::Cursor::new(body.clone()));
+    let mut transfer = world.sender(&gone).await.start(&world.service, outgoing()).unwrap();
+    let offered = Duration::from_millis(500);
+    tokio::time::sleep(offered).await;
+    gone.close(Duration::ZERO).await.unwrap_or_default();
+    soon(transfer.finish()).await.unwrap_err();
+
+    let again = outgoing().with_id(transfer.id());
+    let mut again = sender.start(&world.service, again).unwrap();
+    tokio::time::sleep(offered).await;
+    gate.open_to(u64::MAX);
+    soon(first.finish()).await.unwrap();
+    let in_time = tokio::time::timeout(Duration::from_secs(10), again.finish());
+    assert_eq!(in_time.await.expect("at once").unwrap().hash, ContentHash::of(&body));
+    receiver.stop(SOON).await;
+}

@@ -41,6 +41,11 @@ impl Bars {
         Bar { bar, task }
     }
 
+    /// Prints a line on stderr, which the bars make way for.
+    pub(crate) fn warn(&self, line: &str) {
+        self.0.suspend(|| eprintln!("file_transfer: {line}"));
+    }
+
     /// Prints a line on stdout, which the bars make way for.
     pub(crate) fn say(&self, line: &str) {
         self.0.suspend(|| println!("{line}"));

@@ -29,9 +29,12 @@ pub(crate) async fn start(
                 let name = incoming.file_name().map(str::to_owned);
                 let name = name.unwrap_or_else(|| incoming.id().to_string());
                 let bar = bars.follow("receiving", &name, incoming.progress());
-                let saved = incoming.save_to(directory.join(&name)).await?;
+                let saved = incoming.save_to(directory.join(&name)).await;
                 drop(bar);
-                Ok(tell.send(File { name, saved }).await?)
+                if let Err(error) = &saved {
+                    bars.warn(&format!("{name} was not saved: {error}"));
+                }
+                Ok(tell.send(File { name, saved: saved? }).await?)
             }
         })
         .start(transport)

@@ -67,6 +67,8 @@ pub(super) struct Shared {
     pub(super) budget: Budget,
     pub(super) counters: Arc<Counters>,
     pub(super) sessions: Sessions,
+    /// Places for transfers whose handlers are done and whose senders have not said that they know.
+    pub(super) lingering: Arc<Semaphore>,
     /// No more offers are taken.
     pub(super) stop: CancellationToken,
     /// The transfers under way are given up.
@@ -218,7 +220,9 @@ async fn serve(shared: Arc<Shared>, offer: Delivery, place: OwnedSemaphorePermit
     let handling = catch_panic(async move { handler(incoming, context).await });
     let handling = tokio::spawn(handling);
     session.receive(&mut consumer, handling, &mut entered.reopens, &shared.kill).await;
-    drop((place, share));
+    drop(share);
+    // When many senders are gone without a word, those that come wait.
+    let _place = Arc::clone(&shared.lingering).try_acquire_owned().unwrap_or(place);
     if shared.kill.is_cancelled() {
         shared.counters.add(Count::Released);
         drop(consumer);

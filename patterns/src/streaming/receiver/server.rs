@@ -22,6 +22,10 @@ use crate::{
 /// How long the queue of offers outlives the last receiver of its service.
 const QUEUE_EXPIRES: Duration = Duration::from_secs(60);
 
+/// How many streams for each that is received may be over and wait for their senders to say that they
+/// know.
+const LINGERING: usize = 4;
+
 /// Receives the streams that are sent to a service. Receivers of one service share the offers, each
 /// stream goes to one of them.
 ///
@@ -83,7 +87,8 @@ impl StreamReceiver {
         self
     }
 
-    /// How many streams are received at once. Default: 16.
+    /// How many streams are received at once. Four times as many that are over may wait, for the idle
+    /// timeout at most, until their senders say that they know. Default: 16.
     pub const fn concurrency(mut self, streams: usize) -> Self {
         self.settings.concurrency = streams;
         self
@@ -176,6 +181,8 @@ impl StreamReceiver {
         let (stop, kill) = (CancellationToken::new(), CancellationToken::new());
         let (state, watched) = watch::channel(State::Running);
         let counters = Arc::new(Counters::default());
+        let lingering = settings.concurrency.saturating_mul(LINGERING);
+        let lingering = Arc::new(Semaphore::new(lingering.min(Semaphore::MAX_PERMITS)));
         let shared = Arc::new(Shared {
             transport: Arc::clone(transport),
             publisher,
@@ -185,6 +192,7 @@ impl StreamReceiver {
             budget,
             counters: Arc::clone(&counters),
             sessions: Sessions::default(),
+            lingering,
             stop: stop.clone(),
             kill: kill.clone(),
         });
