@@ -20,3 +20,9 @@ pub const ORIGIN_KEY: &str = "postrider-origin-key";
 pub const DEAD_LETTERED_AT: &str = "postrider-dead-lettered-at";
 /// How long to wait before the next try, in milliseconds; of an error reply.
 pub const RETRY_AFTER_MS: &str = "postrider-retry-after-ms";
+/// The number of a stream's chunk, from 0.
+pub const STREAM_SEQ: &str = "postrider-stream-seq";
+/// Where in the payload a chunk begins, in bytes.
+pub const STREAM_OFFSET: &str = "postrider-stream-offset";
+/// The CRC-32C of a chunk's body.
+pub const STREAM_CRC32C: &str = "postrider-stream-crc32c";

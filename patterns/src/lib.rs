@@ -5,6 +5,7 @@
 //! | [`rpc`] | a request to a service and its reply |
 //! | [`pubsub`] | events for every subscription |
 //! | [`work_queue`] | tasks for one of many workers |
+//! | [`streaming`] | large payloads in chunks, to a reader or a file |
 //! | [`resilience`] | retries and dead letters |
 //! | [`consuming`] | the consume loop under them, and how it is stopped |
 //! | [`handler`] | what a handler is given and gives back |
@@ -59,6 +60,7 @@ mod publishing;
 pub mod pubsub;
 pub mod resilience;
 pub mod rpc;
+pub mod streaming;
 mod wire_time;
 pub mod work_queue;
 
@@ -72,5 +74,9 @@ pub use pubsub::{Event, EventBus, EventBusBuilder, RawEvent, Subscription, Unkno
 pub use resilience::{Decision, Jitter, RetryPolicy, dead_letter_route, dead_letter_topology};
 pub use rpc::{
     CallOptions, Request, RpcClient, RpcClientBuilder, RpcClientStats, RpcError, RpcServer,
+};
+pub use streaming::{
+    ContentHash, Incoming, Outgoing, Progress, Receipt, Saved, StreamError, StreamReceiver,
+    StreamSender, StreamSenderBuilder, Transfer,
 };
 pub use work_queue::{DEFAULT_PRIORITY, SubmitOptions, Task, WorkQueue, WorkQueueBuilder, Worker};

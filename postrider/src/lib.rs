@@ -1,6 +1,6 @@
 //! Messaging patterns for microservices, over any broker.
 //!
-//! Requests and replies, events and work queues are written once. The broker under them is the URL
+//! Requests and replies, events, work queues and streams of large payloads are written once. The broker under them is the URL
 //! that is given to [`connect`].
 //!
 //! # Example: a service, and a call to it
@@ -52,6 +52,11 @@ struct Readme;
 #[cfg(all(doctest, feature = "amqp091"))]
 #[doc = include_str!("../../docs/rabbitmq.md")]
 struct RabbitMqGuide;
+
+/// The guide to streams, whose programs are compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/streams.md")]
+struct StreamsGuide;
 
 #[cfg(feature = "amqp091")]
 pub use postrider_transport_amqp091 as amqp091;
