@@ -13,7 +13,7 @@ use postrider_patterns::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::sync::Notify;
+use tokio::sync::{Semaphore, mpsc};
 
 #[derive(Serialize, Deserialize)]
 struct Double {
@@ -97,7 +97,7 @@ async fn failures_come_back_as_what_they_are() {
     let refused = call(&client, "refuse").await;
     assert!(matches!(
         refused,
-        RpcError::Rejected { code, message } if code == "TOO_ODD" && message == "not this one"
+        RpcError::Rejected { code, message, .. } if code == "TOO_ODD" && message == "not this one"
     ));
     let panicked = call(&client, "panic").await;
     assert_eq!((panicked.class(), panicked.code()), (ErrorClass::Internal, "PANIC"));
@@ -296,13 +296,16 @@ async fn errors_of_calls_say_once_what_they_are_about() {
 #[tokio::test(start_paused = true)]
 async fn a_call_past_its_timeout_leaves_nothing_and_its_reply_is_late() {
     let transport = transport();
-    let release = Arc::new(Notify::new());
+    let (told, mut cancelled) = mpsc::channel(2);
+    let release = Arc::new(Semaphore::new(0));
     let gate = Arc::clone(&release);
     let server = RpcServer::new("math")
-        .method(move |request: Double, _context| {
-            let gate = Arc::clone(&gate);
+        .method(move |request: Double, context: Context| {
+            let (gate, told) = (Arc::clone(&gate), told.clone());
             async move {
-                gate.notified().await;
+                context.cancellation().cancelled().await;
+                told.send(request.number).await?;
+                let _open = gate.acquire().await?;
                 Ok(request.number)
             }
         })
@@ -317,19 +320,21 @@ async fn a_call_past_its_timeout_leaves_nothing_and_its_reply_is_late() {
     assert_eq!(transport.env().now() - before, 2 * SECOND);
     assert_eq!(client.stats().in_flight, 0);
 
-    // A call whose future is dropped leaves nothing either.
+    // A call whose future is dropped leaves nothing either, and its reply is not even sent.
     let options = CallOptions::default();
     let dropped =
         tokio::time::timeout(SECOND, client.call_with("math", &Double { number: 2 }, options));
     assert!(dropped.await.is_err());
     assert_eq!(client.stats().in_flight, 0);
 
-    release.notify_waiters();
+    // Both handlers were told: one by its deadline, one by its caller.
+    assert_eq!((cancelled.recv().await, cancelled.recv().await), (Some(1), Some(2)));
+    release.add_permits(2);
     server.stop(SECOND).await;
     // The replies are on their way to the client's task; a round trip through it waits for them.
     let _server = serve(&transport).await;
     client.call("math", &Double { number: 3 }).await.unwrap();
-    assert_eq!(client.stats().late_replies, 2);
+    assert_eq!(client.stats().late_replies, 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -416,7 +421,7 @@ async fn a_caller_that_is_gone_costs_nothing() {
 async fn slow(
     server: &Arc<dyn Transport>,
     caller: &Arc<dyn Transport>,
-) -> (Running, tokio::sync::mpsc::Receiver<u32>) {
+) -> (Running, mpsc::Receiver<u32>) {
     let (running, runs) = counting(server).await;
     declare_queue(&**caller, Queue::exclusive("mine")).await;
     let body = r#"{"method":"slow","params":null}"#;
@@ -425,8 +430,8 @@ async fn slow(
     (running, runs)
 }
 
-async fn counting(transport: &Arc<dyn Transport>) -> (Running, tokio::sync::mpsc::Receiver<u32>) {
-    let (begun, runs) = tokio::sync::mpsc::channel(100);
+async fn counting(transport: &Arc<dyn Transport>) -> (Running, mpsc::Receiver<u32>) {
+    let (begun, runs) = mpsc::channel(100);
     let server = RpcServer::new("math").method_named("slow", move |(): (), context: Context| {
         let begun = begun.clone();
         async move {
@@ -510,7 +515,7 @@ async fn too_many_calls_are_refused_and_not_queued() {
 #[tokio::test(start_paused = true)]
 async fn a_lost_connection_ends_pending_calls_as_unknown_and_the_client_goes_on() {
     let (ours, theirs) = two_transports();
-    let (started, mut waiting) = tokio::sync::mpsc::channel(1);
+    let (started, mut waiting) = mpsc::channel(1);
     let server: Arc<dyn Transport> = theirs;
     let _server = RpcServer::new("math")
         .method_named("wait", move |(): (), _context| {
@@ -573,7 +578,8 @@ async fn a_nested_call_keeps_to_the_deadline_of_its_parent() {
         .unwrap();
     let options = CallOptions::default().with_timeout(3 * SECOND);
     let conversation: String = client.call_named("outer", "go", &(), options).await.unwrap();
-    assert_eq!(log.items(), [(Some(3 * SECOND), Some(conversation))]);
+    // The parent keeps 50 ms to answer.
+    assert_eq!(log.items(), [(Some(Duration::from_millis(2_950)), Some(conversation))]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -45,16 +45,23 @@
 //! # }
 //! ```
 
-mod call;
 mod client;
+mod control;
+mod domain_error;
 mod error;
-mod pending;
-mod presence;
 mod request;
 mod server;
 mod wire;
 
-pub use client::{CallOptions, RpcClient, RpcClientBuilder, RpcClientStats};
+pub use client::{
+    Answer, BatchOptions, CallHandle, CallOptions, Gather, GatherFailure, Gathered, ReplyStream,
+    RpcClient, RpcClientBuilder, RpcClientStats, StreamOptions,
+};
+pub(crate) use domain_error::Detail;
+pub use domain_error::{DomainError, RejectionDetail};
 pub use error::RpcError;
 pub use request::Request;
-pub use server::RpcServer;
+pub use server::{
+    Claim, InMemoryInbox, Inbox, InboxKey, MethodDescription, RpcServer, ServiceDescription,
+    StoredReply,
+};
