@@ -33,9 +33,10 @@ use crate::{
     rpc::{RpcError, wire},
 };
 
-/// How long an idempotent call waits before it is sent again. The transport itself waits for the
-/// connection.
+/// How long an idempotent call waits before it is sent again, twice as long each time up to the
+/// other. The transport itself waits for the connection.
 const AGAIN_AFTER: Duration = Duration::from_millis(20);
+const AGAIN_AT_MOST_AFTER: Duration = Duration::from_millis(500);
 
 /// What all clones of a client share.
 #[derive(Debug)]
@@ -128,7 +129,8 @@ impl Inner {
         }
     }
 
-    /// Sends an idempotent request again when its outcome is unknown.
+    /// Sends an idempotent request again when its outcome is unknown. From then on it may have been
+    /// handled, whatever becomes of the later tries.
     async fn persevere(
         &self,
         call: &Call<'_>,
@@ -137,15 +139,23 @@ impl Inner {
         if !call.idempotent {
             return self.attempt(call, request).await;
         }
+        let mut unknown = None;
+        let mut wait = AGAIN_AFTER;
         loop {
             match self.attempt(call, request.clone()).await {
-                Err(RpcError::Unknown { cause }) if self.env().now() + AGAIN_AFTER < call.until => {
-                    tracing::debug!(service = %call.service, %cause, "a call is sent again");
-                    self.sent_again.fetch_add(1, Ordering::Relaxed);
-                    sleep(AGAIN_AFTER).await;
-                }
+                Err(error @ RpcError::Unknown { .. }) => unknown = Some(error),
+                // Its servers may be on their way back as well.
+                Err(RpcError::Unavailable { .. } | RpcError::Throttled { .. })
+                    if unknown.is_some() => {}
                 outcome => return outcome,
             }
+            if let Some(unknown) = unknown.take_if(|_| self.env().now() + wait >= call.until) {
+                return Err(unknown);
+            }
+            tracing::debug!(service = %call.service, "a call is sent again");
+            sleep(wait).await;
+            self.sent_again.fetch_add(1, Ordering::Relaxed);
+            wait = (wait * 2).min(AGAIN_AT_MOST_AFTER);
         }
     }
 

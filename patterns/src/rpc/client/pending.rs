@@ -1,6 +1,7 @@
 //! The calls that wait for their replies.
 
 use std::{
+    fmt::Write,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -152,7 +153,11 @@ impl Pending {
 
     fn id(&self, place: Place) -> String {
         let Place { slot, generation } = place;
-        format!("{}.{slot}.{generation}", self.client)
+        // Two dots, and two numbers that are short in all but the longest lives.
+        let mut id = String::with_capacity(self.client.len() + 16);
+        // Writing to a string does not fail.
+        let _written = write!(id, "{}.{slot}.{generation}", self.client);
+        id
     }
 
     fn place(&self, id: &str) -> Option<Place> {

@@ -7,7 +7,7 @@ mod serve;
 mod streaming;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, btree_map::Entry},
     fmt,
     sync::Arc,
     time::Duration,
@@ -142,10 +142,11 @@ impl RpcServer {
     }
 
     fn add(mut self, name: String, method: Method) -> Self {
-        if self.methods.contains_key(&name) {
-            self.duplicates.push(name);
-        } else {
-            self.methods.insert(name, method);
+        match self.methods.entry(name) {
+            Entry::Occupied(first) => self.duplicates.push(first.key().clone()),
+            Entry::Vacant(free) => {
+                free.insert(method);
+            }
         }
         self
     }

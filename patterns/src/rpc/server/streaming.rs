@@ -50,7 +50,7 @@ type Confirms = FuturesUnordered<Confirm>;
 impl Streaming<'_> {
     /// Sends the items, and how they ended. The request is done with then in any case: another run
     /// could not take it up.
-    pub(super) async fn send(mut self, mut items: Items) -> Disposition {
+    pub(super) async fn send(self, mut items: Items) -> Disposition {
         let mut confirms = Confirms::new();
         let mut seq = 0;
         let ended = loop {
@@ -104,7 +104,7 @@ impl Streaming<'_> {
     }
 
     /// Waits until the frame `seq` may be sent.
-    async fn wait_for_credit(&mut self, seq: u64, confirms: &mut Confirms) -> Result<(), Stopped> {
+    async fn wait_for_credit(&self, seq: u64, confirms: &mut Confirms) -> Result<(), Stopped> {
         let mut credit = self.credit.clone();
         loop {
             tokio::select! {
