@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 
 use common::{Log, SECOND, declare_queue, publish, take, text, transport, two_transports};
 use futures_util::{StreamExt, stream};
-use postrider_core::{Address, Message, Queue, Topology, Transport};
+use postrider_core::{Address, ErrorKind, Message, Queue, ReplyMode, Topology, Transport};
 use postrider_patterns::{
     CallOptions, Codec, Context, ErrorClass, HandlerError, Request, RpcClient, RpcError, RpcServer,
     Running,
@@ -82,6 +82,67 @@ async fn a_thousand_calls_at_once_each_get_their_own_reply() {
     }
     assert_eq!(client.stats().in_flight, 0);
     assert_eq!(client.stats().late_replies, 0);
+}
+
+/// One worker thread for each side, so that replies come while others are given up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_thousand_calls_lose_and_leak_nothing() {
+    const CALLS: u64 = 100_000;
+    let (theirs, ours) = two_transports();
+    let (serving, calling): (Arc<dyn Transport>, Arc<dyn Transport>) = (theirs, ours);
+    let server = RpcServer::new("math")
+        .method(|request: Double, _context| async move { Ok(request.number * 2) })
+        .method_named("fail", |number: u64, _context| async move {
+            Err::<(), _>(HandlerError::rejected("NO", number.to_string()))
+        })
+        .concurrency(64)
+        .start(&serving)
+        .await
+        .unwrap();
+    let client = RpcClient::new(&calling).await.unwrap();
+    let (mut answered, mut rejected, mut given_up) = (0, 0, 0);
+    let mut calls = stream::iter(0..CALLS)
+        .map(|number| {
+            let client = client.clone();
+            async move {
+                match number % 100 {
+                    // Some are rejected, and some given up when they were just begun.
+                    7 => {
+                        let options = CallOptions::default();
+                        let call = client.call_named::<_, ()>("math", "fail", &number, options);
+                        let error = call.await.unwrap_err();
+                        assert_eq!(error.to_string(), format!("rejected, NO: {number}"));
+                        (0, 1, 0)
+                    }
+                    13 => {
+                        let call = client.call_async("math", &Double { number });
+                        tokio::task::yield_now().await;
+                        drop(call);
+                        (0, 0, 1)
+                    }
+                    _ => {
+                        let reply = client.call("math", &Double { number }).await;
+                        assert_eq!(reply.unwrap(), number * 2);
+                        (1, 0, 0)
+                    }
+                }
+            }
+        })
+        .buffer_unordered(64);
+    while let Some(one) = calls.next().await {
+        answered += one.0;
+        rejected += one.1;
+        given_up += one.2;
+    }
+    assert_eq!((answered, rejected, given_up), (98_000, 1_000, 1_000));
+    let deadline = calling.env().now() + 10 * SECOND;
+    while client.stats().in_flight > 0 {
+        assert!(calling.env().now() < deadline, "{}", client.stats());
+        tokio::task::yield_now().await;
+    }
+    server.stop(10 * SECOND).await;
+    let info = calling.queue_info("rpc_math").await.unwrap().unwrap();
+    assert_eq!((info.ready, info.unsettled, info.consumers), (0, Some(0), 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -589,7 +650,7 @@ async fn a_method_that_is_registered_twice_is_refused_at_the_start() {
         .method(|request: Double, _context| async move { Ok(request.number) })
         .method_named("double", |(): (), _context| async { Ok(()) });
     let error = server.start(&transport).await.unwrap_err();
-    assert_eq!(error.kind(), postrider_core::ErrorKind::Invalid);
+    assert_eq!(error.kind(), ErrorKind::Invalid);
     assert!(error.to_string().contains("double"), "{error}");
 }
 
@@ -597,6 +658,55 @@ async fn a_method_that_is_registered_twice_is_refused_at_the_start() {
 async fn a_server_without_methods_is_refused_at_the_start() {
     let transport = transport();
     let error = RpcServer::new("math").start(&transport).await.unwrap_err();
-    assert_eq!(error.kind(), postrider_core::ErrorKind::Invalid);
+    assert_eq!(error.kind(), ErrorKind::Invalid);
     assert!(transport.queue_info("rpc_math").await.unwrap().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_method_that_cannot_be_idempotent_is_refused_at_the_start() {
+    let transport = transport();
+    let streams = RpcServer::new("math")
+        .stream_method_named("count", |to: u32, _context| async move {
+            Ok(stream::iter((0..to).map(Ok)))
+        })
+        .idempotent("count");
+    let missing = RpcServer::new("math")
+        .method(|request: Double, _context| async move { Ok(request.number) })
+        .idempotent("count");
+    for server in [streams, missing] {
+        let error = server.start(&transport).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        assert!(error.to_string().contains("count"), "{error}");
+    }
+    assert!(transport.queue_info("rpc_math").await.unwrap().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_describes_what_it_serves() {
+    let server = RpcServer::new("math")
+        .method(|request: Double, _context| async move { Ok(request.number) })
+        .stream_method_named("count", |to: u32, _context| async move {
+            Ok(stream::iter((0..to).map(Ok)))
+        })
+        .idempotent("double")
+        .concurrency(4)
+        .max_waiting(100);
+    assert_eq!(
+        serde_json::to_value(server.describe()).unwrap(),
+        json!({
+            "service": "math", "queue": "rpc_math", "concurrency": 4, "max_waiting": 100,
+            "methods": [
+                {"name": "count", "idempotent": false, "streams": true},
+                {"name": "double", "idempotent": true, "streams": false},
+            ],
+        })
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reply_mode_that_the_transport_has_not_is_refused_at_the_start() {
+    let transport = transport();
+    let client = RpcClient::builder(&transport).reply_mode(ReplyMode::Direct);
+    let error = client.connect().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
 }
