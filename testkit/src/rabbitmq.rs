@@ -22,7 +22,7 @@ use std::{
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use postrider_core::{Env, Error, ErrorKind, Result, Transport};
-use tokio::{process::Command, time::sleep};
+use tokio::{process::Command, sync::OnceCell, time::sleep};
 
 pub use self::management::Management;
 use crate::{
@@ -59,14 +59,19 @@ pub type Connect = fn(Login) -> BoxFuture<'static, Result<Arc<dyn Transport>>>;
 
 /// Runs the suite on each RabbitMQ that the environment names, for a test target with
 /// `harness = false`. Transports should reconnect with pauses of a second at most.
+///
+/// `heartbeat` is the broker's own, in whole seconds, for a protocol in which a client has no say in
+/// how long the broker waits for a sign of life.
 #[must_use]
-pub fn main(connect: Connect) -> ExitCode {
+pub fn main(connect: Connect, heartbeat: Option<Duration>) -> ExitCode {
     let newest = RabbitMq {
         name: "rabbitmq-4.3",
         version: "4.3",
         url_variable: "POSTRIDER_AMQP_URL",
         management_variable: "POSTRIDER_AMQP_MANAGEMENT_URL",
         connect,
+        heartbeat,
+        is_set: Arc::default(),
     };
     let oldest = RabbitMq {
         name: "rabbitmq-4.0",
@@ -74,6 +79,8 @@ pub fn main(connect: Connect) -> ExitCode {
         url_variable: "POSTRIDER_AMQP_URL_40",
         management_variable: "POSTRIDER_AMQP_MANAGEMENT_URL_40",
         connect,
+        heartbeat,
+        is_set: Arc::default(),
     };
     let has_oldest = env::var_os(oldest.url_variable).is_some();
     let mut harnesses: Vec<Arc<dyn Harness>> = vec![Arc::new(newest)];
@@ -92,6 +99,9 @@ struct RabbitMq {
     url_variable: &'static str,
     management_variable: &'static str,
     connect: Connect,
+    heartbeat: Option<Duration>,
+    /// Whether the broker has the heartbeat.
+    is_set: Arc<OnceCell<()>>,
 }
 
 fn variable(name: &str) -> Result<String> {
@@ -129,6 +139,13 @@ impl RabbitMq {
         }
         Err(failed(&arguments.join(" "), String::from_utf8_lossy(&output.stderr)))
     }
+
+    /// Sets what the broker forgets when it stops.
+    async fn set_heartbeat(&self) -> Result<()> {
+        let Some(heartbeat) = self.heartbeat else { return Ok(()) };
+        let set = format!("application:set_env(rabbit, heartbeat, {}).", heartbeat.as_secs());
+        self.script(&["ctl", "eval", &set]).await
+    }
 }
 
 #[async_trait]
@@ -155,6 +172,7 @@ impl Harness for RabbitMq {
 
     async fn broker(&self, faults: &[Fault]) -> Result<Arc<dyn TestBroker>> {
         let address = address(&variable(self.url_variable)?)?;
+        self.is_set.get_or_try_init(|| self.set_heartbeat()).await?;
         let proxy = if faults.contains(&Fault::HeldConfirms) {
             let proxy = FaultProxy::start(address).await;
             Some(Arc::new(proxy.map_err(|error| failed("starting a proxy", error))?))
@@ -264,7 +282,10 @@ impl TestBroker for Broker {
                 let clear = format!("rabbit_alarm:clear_alarm({ALARM}).");
                 self.kind.script(&["ctl", "eval", &clear]).await?;
             }
-            Fault::Outage | Fault::Crash => self.kind.script(&["start"]).await?,
+            Fault::Outage | Fault::Crash => {
+                self.kind.script(&["start"]).await?;
+                self.kind.set_heartbeat().await?;
+            }
             other => return Err(failed("RabbitMQ knows no fault", format!("{other:?}"))),
         }
         Ok(())

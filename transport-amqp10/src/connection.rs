@@ -1,5 +1,4 @@
-//! The connection of one epoch. Publishers, consumers and the management have a session each: what
-//! ends one ends no other.
+//! The connection of one epoch.
 
 use std::{
     collections::HashSet,
@@ -26,6 +25,7 @@ use crate::{
     error::{late, lost},
     frames::Observed,
     management::Management,
+    sessions::{Seat, Sessions},
 };
 
 /// How long the broker may take to begin a session before another is tried: one that it ended just
@@ -45,6 +45,7 @@ pub(crate) struct Connection {
     handle: Mutex<ConnectionHandle<()>>,
     observed: Arc<Observed>,
     management: OnceLock<Management>,
+    sessions: Sessions,
     /// The tasks that own its consumers' links.
     consumers: TaskTracker,
     /// The exclusive queues that were declared on it.
@@ -76,6 +77,7 @@ impl Connection {
             handle: Mutex::new(handle),
             observed,
             management: OnceLock::new(),
+            sessions: Sessions::default(),
             consumers: TaskTracker::new(),
             own_queues: std::sync::Mutex::default(),
         });
@@ -149,6 +151,19 @@ impl Connection {
         self.own_queues.lock().unwrap_or_else(PoisonError::into_inner).contains(name)
     }
 
+    /// A seat for a link in one of the sessions.
+    pub(crate) async fn seat(&self, operation: &'static str, deadline: Instant) -> Result<Seat> {
+        if let Some(seat) = self.sessions.vacant() {
+            return Ok(seat);
+        }
+        match self.begin(operation, deadline).await {
+            Ok(session) => Ok(self.sessions.enter(session)),
+            // The broker has fewer sessions than were reckoned with.
+            Err(error) if !self.is_over() => self.sessions.shared().ok_or(error),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Begins a session.
     pub(crate) async fn begin(
         &self,
@@ -215,6 +230,7 @@ impl Connection {
     pub(crate) async fn close(&self) {
         let was_over = self.is_over();
         self.end();
+        self.sessions.clear();
         let _left = timeout(LEAVE_TIMEOUT, self.consumers_gone()).await;
         if was_over {
             return;

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use fe2o3_amqp::{Receiver, link::CreditMode, session::SessionHandle};
+use fe2o3_amqp::{Receiver, link::CreditMode};
 use fe2o3_amqp_types::{
     definitions::{ReceiverSettleMode, SenderSettleMode},
     messaging::{FilterSet, Source},
@@ -31,6 +31,7 @@ use crate::{
     link::Guard,
     message::Delivered,
     owner::{Consuming, Owner},
+    sessions::Seat,
     stay::Stay,
 };
 
@@ -123,11 +124,10 @@ impl Subscriber {
             Err(error) => return Err(in_context(error)),
         };
         let keeps_order = spec.as_ref().is_some_and(|spec| spec.single_active_consumer);
-        let mut session = connection.begin("consume", deadline).await.map_err(in_context)?;
+        let seat = connection.seat("consume", deadline).await.map_err(in_context)?;
         let start = self.inner().next_offset.map(StreamStart::Offset).or(self.options.start);
-        let receiver = self.receiver(&guard, &mut session, start);
-        let receiver = connection.by(deadline, "consume", receiver).await;
-        let receiver = receiver.and_then(|attached| attached).map_err(in_context)?;
+        let receiver = connection.by(deadline, "consume", self.receiver(&guard, &seat, start));
+        let receiver = receiver.await.and_then(|attached| attached).map_err(in_context)?;
         let stay = Stay::new(guard.clone(), self.queue.clone());
         guard.link().stays().enter(&stay);
         if !self.leave_suspension(Place::Attached(stay.clone())) {
@@ -141,9 +141,10 @@ impl Subscriber {
         }
         let consuming = Consuming {
             receiver,
-            session,
+            seat,
             prefetch: self.options.prefetch,
             keeps_order,
+            is_stream: kind == Some(QueueKind::Stream),
             delays: kind == Some(QueueKind::Quorum) && connection.version().delays_retries(),
         };
         let owner = Owner::new(stay, self.clone(), connection.clone(), consuming);
@@ -154,7 +155,7 @@ impl Subscriber {
     async fn receiver(
         &self,
         guard: &Guard,
-        session: &mut SessionHandle<()>,
+        seat: &Seat,
         start: Option<StreamStart>,
     ) -> Result<Receiver> {
         let id = guard.link().env().new_id().simple();
@@ -164,15 +165,14 @@ impl Subscriber {
             .outcomes(OUTCOMES.map(Symbol::from).to_vec())
             .build();
         source.filter = start.map(stream_filter);
-        Receiver::builder()
+        let receiver = Receiver::builder()
             .name(format!("{name} {id}"))
             .source(source)
             .sender_settle_mode(SenderSettleMode::Unsettled)
             .receiver_settle_mode(ReceiverSettleMode::First)
-            .credit_mode(CreditMode::Manual)
-            .attach(session)
-            .await
-            .map_err(|error| of_receiver("consume", &error))
+            .credit_mode(CreditMode::Manual);
+        let attached = seat.attach("consume", |session| Box::pin(receiver.attach(session))).await?;
+        attached.map_err(|error| of_receiver("consume", &error))
     }
 
     /// Takes deliveries of `stay` into the buffer; `false` when nobody will read them.

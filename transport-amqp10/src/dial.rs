@@ -71,6 +71,12 @@ impl Dial {
             .await;
         match opened {
             Ok(handle) => Ok((handle, observed)),
+            Err(error) if observed.is_turned_away() && observed.cause().is_none() => {
+                // RabbitMQ closes the connection without a word.
+                let why = "the broker knows the user and gave no reason to close the connection: \
+                           there may be no such virtual host, or the user may not use it";
+                Err(Error::new(ErrorKind::Unauthorized, "connect", why).with_source(error))
+            }
             Err(error) => Err(of_open(error, observed.cause())),
         }
     }

@@ -3,7 +3,10 @@
 use std::{
     collections::HashSet,
     io,
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::{
+        Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bytes::{BufMut, BytesMut};
@@ -18,7 +21,7 @@ use serde_amqp::{from_slice, to_vec};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::arrays::mended;
+use crate::sections::{Transfer, readable, written_out};
 
 /// The name of both management links on the wire.
 pub(crate) const PAIR: &str = "management-link-pair";
@@ -33,6 +36,9 @@ pub(crate) const PAUSED: u32 = 0x7fff_0000;
 /// The smallest frame, and its header, in bytes.
 const HEADER: usize = 8;
 
+/// What a header of the protocol names, after those of encryption and authentication.
+const AMQP: u8 = 0;
+
 /// The largest frame that is looked into, in bytes: more than is ever agreed on.
 const LARGEST: usize = 4 * 1024 * 1024;
 
@@ -45,6 +51,8 @@ pub(crate) struct Observed {
     blocked: watch::Sender<bool>,
     cause: Mutex<Option<String>>,
     over: CancellationToken,
+    /// Whether the broker takes this side for somebody that it knows.
+    welcome: AtomicBool,
 }
 
 impl Default for Observed {
@@ -55,6 +63,7 @@ impl Default for Observed {
             blocked: watch::Sender::new(false),
             cause: Mutex::default(),
             over: CancellationToken::new(),
+            welcome: AtomicBool::new(false),
         }
     }
 }
@@ -86,6 +95,15 @@ impl Observed {
 
     pub(crate) fn end(&self) {
         self.over.cancel();
+    }
+
+    /// Whether the broker knew the user and then did not let it in.
+    pub(crate) fn is_turned_away(&self) -> bool {
+        self.welcome.load(Ordering::Acquire) && self.product.get().is_none()
+    }
+
+    fn note_welcome(&self) {
+        self.welcome.store(true, Ordering::Release);
     }
 
     fn note_open(&self, open: &Open) {
@@ -151,7 +169,7 @@ impl Kind {
             (0x10, Direction::Incoming) => Self::Open,
             (0x11, Direction::Incoming) => Self::Begin,
             (0x13, _) => Self::Flow,
-            (0x14, Direction::Incoming) => Self::Transfer,
+            (0x14, _) => Self::Transfer,
             (0x18, Direction::Incoming) => Self::Close,
             _ => return None,
         })
@@ -167,13 +185,27 @@ pub(crate) struct Frames {
     ready: usize,
     /// Of the frame that is passing, what has not come yet.
     passing: usize,
-    /// The links over which the broker sends, by channel and handle.
+    links: Links,
+}
+
+/// Links of note, by channel and handle.
+#[derive(Debug, Default)]
+struct Links {
+    /// Over which the broker sends.
     sending: HashSet<(u16, u32)>,
+    /// Over which only a part of a message has passed.
+    unfinished: HashSet<(u16, u32)>,
 }
 
 impl Frames {
     pub(crate) fn new(direction: Direction) -> Self {
-        Self { direction, bytes: BytesMut::new(), ready: 0, passing: 0, sending: HashSet::new() }
+        Self {
+            direction,
+            bytes: BytesMut::new(),
+            ready: 0,
+            passing: 0,
+            links: Links::default(),
+        }
     }
 
     /// How many bytes may pass.
@@ -214,6 +246,9 @@ impl Frames {
                 return Ok(());
             }
             if waiting.starts_with(b"AMQP") {
+                if self.direction == Direction::Incoming && waiting[4] == AMQP {
+                    observed.note_welcome();
+                }
                 self.ready += HEADER;
                 continue;
             }
@@ -248,7 +283,11 @@ impl Frames {
             }
             let channel = u16::from_be_bytes([waiting[6], waiting[7]]);
             let frame = &waiting[body..size];
-            let changed = look(kind, frame, channel, self.direction, &mut self.sending, observed)?;
+            let changed = if kind == Kind::Transfer {
+                pass(frame, channel, self.direction, &mut self.links)
+            } else {
+                look(kind, frame, channel, self.direction, &mut self.links, observed)?
+            };
             match changed {
                 None => self.ready += size,
                 Some(instead) => self.replace(size, body, &instead)?,
@@ -289,13 +328,33 @@ fn invalid(why: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
+/// A transfer; what it gives stands in its place. Only the first of a message has its header.
+fn pass(
+    body: &[u8],
+    channel: u16,
+    direction: Direction,
+    links: &mut Links,
+) -> Option<Vec<u8>> {
+    let transfer = Transfer::read(body)?;
+    let link = (channel, transfer.handle);
+    let is_first = match transfer.more {
+        true => links.unfinished.insert(link),
+        false => links.unfinished.is_empty() || !links.unfinished.remove(&link),
+    };
+    match direction {
+        _ if !is_first => None,
+        Direction::Incoming => readable(body, transfer),
+        Direction::Outgoing => written_out(body, transfer),
+    }
+}
+
 /// Looks into the body of a frame; what it gives stands in its place.
 fn look(
     kind: Kind,
     body: &[u8],
     channel: u16,
     direction: Direction,
-    sending: &mut HashSet<(u16, u32)>,
+    links: &mut Links,
     observed: &Observed,
 ) -> io::Result<Option<Vec<u8>>> {
     fn read<'de, T: Deserialize<'de>>(body: &'de [u8]) -> io::Result<T> {
@@ -307,7 +366,7 @@ fn look(
     match kind {
         Kind::Open => observed.note_open(&read(body)?),
         Kind::Begin => {
-            sending.retain(|(other, _)| *other != channel);
+            links.sending.retain(|(other, _)| *other != channel);
             observed.note_window(read::<Begin>(body)?.incoming_window);
         }
         Kind::Flow => {
@@ -315,7 +374,7 @@ fn look(
             if direction == Direction::Incoming {
                 observed.note_window(flow.incoming_window);
                 let link = flow.handle.as_ref().map(|handle| (channel, handle.0));
-                if link.is_some_and(|link| sending.contains(&link)) {
+                if link.is_some_and(|link| links.sending.contains(&link)) {
                     return written(&of_session(&flow)).map(Some);
                 }
             } else if flow.link_credit == Some(PAUSED) {
@@ -324,14 +383,15 @@ fn look(
             }
         }
         Kind::Close => observed.note_close(&read(body)?),
-        Kind::Transfer => return Ok(mended(body)),
+        Kind::Transfer => {}
         Kind::Attach => {
             let mut attach: Attach = read(body)?;
+            let link = (channel, attach.handle.0);
+            links.unfinished.remove(&link);
             if direction == Direction::Incoming {
-                let link = (channel, attach.handle.0);
                 match attach.role {
-                    Role::Sender => sending.insert(link),
-                    Role::Receiver => sending.remove(&link),
+                    Role::Sender => links.sending.insert(link),
+                    Role::Receiver => links.sending.remove(&link),
                 };
             }
             let (here, there) = match direction {

@@ -24,7 +24,6 @@
 
 mod address;
 mod admin;
-mod arrays;
 mod clock;
 mod connection;
 mod consumer;
@@ -41,6 +40,8 @@ mod options;
 mod owner;
 mod pipeline;
 mod publisher;
+mod sections;
+mod sessions;
 mod stay;
 mod supervisor;
 mod transport;

@@ -24,7 +24,10 @@ use postrider_rabbitmq::{
     delay::{self, take_count},
 };
 
-use crate::address;
+use crate::{
+    address,
+    sections::{DEFAULT_PRIORITY, WRITTEN_OUT},
+};
 
 /// The annotation that is the type of a message in AMQP 0.9.1.
 const TYPE: &str = "x-basic-type";
@@ -41,9 +44,6 @@ const DELIVERY_COUNT: &str = "x-delivery-count";
 
 /// The annotation with the place of a message in a stream.
 const STREAM_OFFSET: &str = "x-stream-offset";
-
-/// What a message has that says nothing of its priority; part 3, section 3.2.1.
-const DEFAULT_PRIORITY: u8 = 4;
 
 /// A message that was delivered, and its counts.
 #[derive(Debug, Clone)]
@@ -98,7 +98,10 @@ pub(crate) fn write(envelope: &Envelope, version: Version) -> Wire<Data> {
             priority: Priority(message.priority.unwrap_or(DEFAULT_PRIORITY)),
             ttl: message.ttl.map(|ttl| u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX)),
             first_acquirer: false,
-            delivery_count: 0,
+            delivery_count: match message.priority {
+                Some(DEFAULT_PRIORITY) => WRITTEN_OUT,
+                _ => 0,
+            },
         }),
         delivery_annotations: None,
         message_annotations: (!annotations.is_empty()).then_some(MessageAnnotations(annotations)),
@@ -156,12 +159,15 @@ pub(crate) fn any_value(value: &HeaderValue) -> Value {
     }
 }
 
-/// Reads a delivery from `queue`.
-pub(crate) fn read(queue: &Arc<str>, wire: Wire<Body<Value>>) -> Delivered {
+/// Reads a delivery from `queue`, which is a stream or is not.
+pub(crate) fn read(queue: &Arc<str>, wire: Wire<Body<Value>>, is_stream: bool) -> Delivered {
     let mut message = Message::new(body(wire.body));
     let header = wire.header.unwrap_or_default();
     message.durable = header.durable;
-    message.priority = Some(header.priority.0).filter(|priority| *priority != DEFAULT_PRIORITY);
+    let is_written = |priority: &u8| {
+        *priority != DEFAULT_PRIORITY || header.delivery_count & WRITTEN_OUT != 0
+    };
+    message.priority = Some(header.priority.0).filter(is_written);
     message.ttl = header.ttl.map(|millis| Duration::from_millis(millis.into()));
     if let Some(properties) = wire.properties {
         message.message_id = properties.message_id.map(id);
@@ -199,14 +205,15 @@ pub(crate) fn read(queue: &Arc<str>, wire: Wire<Body<Value>>) -> Delivered {
         message.deadline = Some(deadline);
         headers.remove(DEADLINE_HEADER);
     }
-    let failures = header.delivery_count;
+    let failures = header.delivery_count & !WRITTEN_OUT;
     let returned = take_count(&mut headers, DELIVERY_COUNT).unwrap_or(0);
     let acquired = take_count(&mut headers, ACQUIRED_COUNT).unwrap_or(0);
     let redelivered = !header.first_acquirer;
     // A dead letter may bring the counts of the queue it comes from.
     let (failures, returned) =
         if redelivered { (failures, returned.max(acquired)) } else { (0, 0) };
-    let offset = headers.get(STREAM_OFFSET).and_then(HeaderValue::as_int);
+    // On the way to another queue anybody may have written it.
+    let offset = headers.get(STREAM_OFFSET).and_then(HeaderValue::as_int).filter(|_| is_stream);
     headers.remove(STREAM_OFFSET);
     rename_deaths(&mut headers);
     // The broker acquired it on its rung, and says so ever after; a quorum queue counts for itself.
@@ -352,7 +359,7 @@ mod tests {
             body: Body::Data(vec![wire.body].into()),
             footer: None,
         };
-        let read = read(&"q".into(), bytes);
+        let read = read(&"q".into(), bytes, false);
         Arc::unwrap_or_clone(read.envelope).message
     }
 

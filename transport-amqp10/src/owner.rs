@@ -5,7 +5,6 @@ use std::{mem, pin::pin, sync::Arc, time::Duration};
 use fe2o3_amqp::{
     Delivery, Receiver,
     link::{RecvError, delivery::DeliveryInfo as Receipt, receiver::TerminalDeliveryState},
-    session::SessionHandle,
 };
 use fe2o3_amqp_types::{
     definitions,
@@ -26,6 +25,7 @@ use crate::{
     error::{late, lost, of_receive},
     frames::PAUSED,
     ladder, message,
+    sessions::Seat,
     stay::{Kept, Stay},
 };
 
@@ -61,28 +61,28 @@ enum Over {
 /// A link that consumes.
 pub(crate) struct Consuming {
     pub(crate) receiver: Receiver,
-    pub(crate) session: SessionHandle<()>,
+    pub(crate) seat: Seat,
     pub(crate) prefetch: u16,
     /// Whether the queue has one consumer at a time. It keeps its place until it can give back all
     /// at once.
     pub(crate) keeps_order: bool,
+    /// Whether each message has its place in a stream.
+    pub(crate) is_stream: bool,
     /// Whether the broker delays a message that failed for as long as it is told.
     pub(crate) delays: bool,
 }
 
 impl Consuming {
-    /// Ends link and session; what is unsettled goes back to the queue.
+    /// Ends the link; what is unsettled goes back to the queue.
     async fn end(self, connection: &Connection) {
-        let Self { receiver, mut session, .. } = self;
-        let ended = async {
-            // The end of a session overtakes what was settled in it; that of a link does not.
-            let _detached = receiver.close().await;
-            let _ended = session.end().await;
-        };
+        let Self { receiver, seat, .. } = self;
         tokio::select! {
             biased;
             () = connection.over() => {}
-            _left = timeout(LEAVE_TIMEOUT, ended) => {}
+            () = seat.over().cancelled() => {}
+            left = timeout(LEAVE_TIMEOUT, receiver.close()) => if left.is_err() {
+                seat.spoil();
+            },
         }
     }
 }
@@ -383,8 +383,11 @@ impl Owner {
                 self.stragglers = Some(self.stay.link().env().now() + STRAGGLERS);
             }
         }
+        if self.stay.book().handed_out == 0 {
+            // The end of the link gives everything back at once.
+            self.link.keeps_order = true;
+        }
         if self.link.keeps_order {
-            // The end of the link gives everything back in its order.
             return Ok(());
         }
         let receipts: Vec<_> = {
@@ -406,7 +409,7 @@ impl Owner {
             match received {
                 Ok(delivery) => {
                     let (receipt, wire) = delivery.into_parts();
-                    let delivered = message::read(self.stay.queue(), wire);
+                    let delivered = message::read(self.stay.queue(), wire, self.link.is_stream);
                     self.credit = self.credit.saturating_sub(1);
                     let kept = Kept { delivered: delivered.clone(), receipt };
                     let tag = {

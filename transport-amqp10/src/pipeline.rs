@@ -11,7 +11,6 @@ use std::{
 use fe2o3_amqp::{
     Sendable, Sender,
     link::{SendError, delivery::DeliveryFut},
-    session::SessionHandle,
 };
 use fe2o3_amqp_types::{
     definitions::{ReceiverSettleMode, SenderSettleMode},
@@ -33,6 +32,7 @@ use crate::{
     error::{of_send, of_sender},
     link::{Link, Stage},
     message,
+    sessions::Seat,
 };
 
 /// How long to wait before a link that could not be attached is tried again.
@@ -41,8 +41,11 @@ const LINK_PAUSE: Duration = Duration::from_millis(50);
 /// How long attaching a link may take.
 const LINK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long ending a session may take.
-const END_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long ending a link may take.
+const DETACH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What the broker calls the exchange that has no name.
+const DEFAULT_EXCHANGE: &str = "amq.default";
 
 /// How many messages are sent in a row before verdicts are looked at.
 const RUN: usize = 64;
@@ -122,7 +125,7 @@ pub(crate) struct Pipeline {
 /// What is under way on one link.
 struct Run {
     sender: Sender,
-    session: SessionHandle<()>,
+    seat: Seat,
     next: u64,
     /// Messages without a verdict, in the order of sending.
     flight: BTreeMap<u64, Job>,
@@ -243,6 +246,7 @@ impl Pipeline {
         let mut watch = self.link.watch();
         // Made once, and not for each message: both are entered in lists under locks.
         let mut over = pin!(connection.over());
+        let mut ended = pin!(run.seat.over().clone().cancelled_owned());
         let mut alarm = pin!(until(None));
         let mut is_set = false;
         loop {
@@ -271,6 +275,10 @@ impl Pipeline {
                 biased;
                 () = &mut over => return Left::Lost,
                 Some(outcome) = run.under_way.next() => run.settle(outcome),
+                // The client library leaves messages under way without an outcome.
+                () = &mut ended => {
+                    run.over.get_or_insert_with(|| run.seat.cause("publish"));
+                }
                 job = self.jobs.recv(), if self.open => match job {
                     Some(job) => {
                         self.first.push_back(job);
@@ -311,7 +319,7 @@ impl Run {
         let number = self.next;
         self.next += 1;
         let sendable = Sendable::builder().message(wire).settled(false).build();
-        let Self { sender, under_way, flight, overdue, over, .. } = self;
+        let Self { sender, seat, under_way, flight, overdue, over, .. } = self;
         let mut sending = pin!(sender.send_batchable(sendable));
         let mut waiting = Waiting { flight, overdue, over };
         let sent = match sending.as_mut().now_or_never() {
@@ -322,6 +330,7 @@ impl Run {
                     biased;
                     sent = &mut sending => break sent,
                     () = connection.over() => return Err(Some(job)),
+                    () = seat.over().cancelled() => return Err(Some(job)),
                     Some(outcome) = under_way.next() => waiting.settle(outcome),
                     () = until(Some(deadline)) => {
                         let in_one_frame = job.envelope.message.body.len() < ONE_FRAME;
@@ -379,6 +388,7 @@ impl Run {
             return;
         };
         let Some(exchange) = accused(error.message()) else { return };
+        let exchange = if exchange == DEFAULT_EXCHANGE { "" } else { exchange };
         let mut suspects =
             self.flight.iter().filter(|(_, job)| job.envelope.address.exchange_name() == exchange);
         let (Some((number, _)), None) = (suspects.next(), suspects.next()) else { return };
@@ -395,8 +405,16 @@ impl Run {
         }
     }
 
-    async fn end(mut self) {
-        let _left = timeout(END_TIMEOUT, self.session.end()).await;
+    async fn end(self) {
+        let Self { sender, seat, .. } = self;
+        let left = tokio::select! {
+            biased;
+            () = seat.over().cancelled() => return,
+            left = timeout(DETACH_TIMEOUT, sender.close()) => left,
+        };
+        if left.is_err() {
+            seat.spoil();
+        }
     }
 }
 
@@ -443,21 +461,21 @@ fn verdict(outcome: Result<Outcome, SendError>) -> Verdict {
 
 async fn attach(link: &Link, connection: &Connection) -> Result<Run> {
     let deadline = link.env().now() + LINK_TIMEOUT;
-    let mut session = connection.begin("publish", deadline).await?;
+    let seat = connection.seat("publish", deadline).await?;
     let source = Source::builder().outcomes(OUTCOMES.map(Symbol::from).to_vec()).build();
-    let attaching = Sender::builder()
+    let sender = Sender::builder()
         .name(format!("postrider {}", link.env().new_id().simple()))
         .source(source)
         // Each message has its own address.
         .target(Target::default())
         .sender_settle_mode(SenderSettleMode::Unsettled)
-        .receiver_settle_mode(ReceiverSettleMode::First)
-        .attach(&mut session);
-    let sender = connection.by(deadline, "publish", attaching).await?;
+        .receiver_settle_mode(ReceiverSettleMode::First);
+    let attaching = seat.attach("publish", |session| Box::pin(sender.attach(session)));
+    let sender = connection.by(deadline, "publish", attaching).await??;
     let sender = sender.map_err(|error| of_sender("publish", &error))?;
     Ok(Run {
         sender,
-        session,
+        seat,
         next: 0,
         flight: BTreeMap::new(),
         under_way: FuturesUnordered::new(),
