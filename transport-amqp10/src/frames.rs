@@ -199,13 +199,7 @@ struct Links {
 
 impl Frames {
     pub(crate) fn new(direction: Direction) -> Self {
-        Self {
-            direction,
-            bytes: BytesMut::new(),
-            ready: 0,
-            passing: 0,
-            links: Links::default(),
-        }
+        Self { direction, bytes: BytesMut::new(), ready: 0, passing: 0, links: Links::default() }
     }
 
     /// How many bytes may pass.
@@ -329,12 +323,7 @@ fn invalid(why: &'static str) -> io::Error {
 }
 
 /// A transfer; what it gives stands in its place. Only the first of a message has its header.
-fn pass(
-    body: &[u8],
-    channel: u16,
-    direction: Direction,
-    links: &mut Links,
-) -> Option<Vec<u8>> {
+fn pass(body: &[u8], channel: u16, direction: Direction, links: &mut Links) -> Option<Vec<u8>> {
     let transfer = Transfer::read(body)?;
     let link = (channel, transfer.handle);
     let is_first = match transfer.more {

@@ -164,9 +164,8 @@ pub(crate) fn read(queue: &Arc<str>, wire: Wire<Body<Value>>, is_stream: bool) -
     let mut message = Message::new(body(wire.body));
     let header = wire.header.unwrap_or_default();
     message.durable = header.durable;
-    let is_written = |priority: &u8| {
-        *priority != DEFAULT_PRIORITY || header.delivery_count & WRITTEN_OUT != 0
-    };
+    let is_written =
+        |priority: &u8| *priority != DEFAULT_PRIORITY || header.delivery_count & WRITTEN_OUT != 0;
     message.priority = Some(header.priority.0).filter(is_written);
     message.ttl = header.ttl.map(|millis| Duration::from_millis(millis.into()));
     if let Some(properties) = wire.properties {

@@ -333,7 +333,8 @@ mod tests {
 
     #[test]
     fn a_transfer_says_whether_it_goes_on() {
-        for (last, more) in [(&[0x41][..], true), (&[0x56, 1], true), (&[0x42], false), (&[], false)]
+        for (last, more) in
+            [(&[0x41][..], true), (&[0x56, 1], true), (&[0x42], false), (&[], false)]
         {
             let mut fields = vec![0x70, 0, 0, 1, 0, 0x43, 0x40, 0x43, 0x42];
             fields.extend(last);

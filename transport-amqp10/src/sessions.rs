@@ -60,12 +60,7 @@ impl Session {
         let (work, waiting) = mpsc::channel(WAITING);
         let end = Arc::new(End::default());
         tokio::spawn(own(handle, waiting, end.clone()));
-        Arc::new(Self {
-            work,
-            links: AtomicUsize::new(0),
-            spoiled: AtomicBool::new(false),
-            end,
-        })
+        Arc::new(Self { work, links: AtomicUsize::new(0), spoiled: AtomicBool::new(false), end })
     }
 
     fn is_usable(&self) -> bool {

@@ -83,8 +83,8 @@ impl RpcClientBuilder {
         self
     }
 
-    /// How replies come. Direct reply-to needs no queue, and a transport that has it; replies are
-    /// lost there when the client does not keep up. Default: [`ReplyMode::ExclusiveQueue`].
+    /// How replies come. No transport gives them by direct reply-to so far, and asking for it is an
+    /// error at the start. Default: [`ReplyMode::ExclusiveQueue`].
     pub fn reply_mode(mut self, mode: ReplyMode) -> Self {
         self.reply_mode = mode;
         self
@@ -101,13 +101,11 @@ impl RpcClientBuilder {
     /// [`Transport::declare`], [`Transport::publisher`] and [`Transport::consumer`] fail with.
     pub async fn connect(self) -> Result<RpcClient> {
         let transport = self.transport;
-        if self.reply_mode != ReplyMode::ExclusiveQueue
-            && self.reply_mode != transport.capabilities().reply_mode
-        {
+        if self.reply_mode != ReplyMode::ExclusiveQueue {
             return Err(Error::new(
                 ErrorKind::Unsupported,
                 "connect",
-                "this transport has no direct reply-to; take replies by an exclusive queue",
+                "this transport gives no replies by direct reply-to; take an exclusive queue",
             )
             .with_context("url", transport.url()));
         }
