@@ -47,6 +47,11 @@ mod connect;
 #[doc = include_str!("../../README.md")]
 struct Readme;
 
+/// The guide to calls, compiled and run.
+#[cfg(all(doctest, feature = "inmemory"))]
+#[doc = include_str!("../../docs/calls.md")]
+struct CallsGuide;
+
 /// The guide's programs, compiled.
 #[cfg(all(doctest, feature = "amqp091"))]
 #[doc = include_str!("../../docs/rabbitmq.md")]
