@@ -168,9 +168,16 @@ impl Inner {
         request.correlation_id = Some(ticket.id().into());
         request.ttl = Some(whole_millis(call.until - self.env().now()));
         let address = Address::queue(call.queue.clone());
-        let confirm = self.send(call, Envelope::new(address, request)).await?;
-        ticket.sent();
+        // From here on the request may be on its way when the future is dropped.
         let mut given_up = GivenUp { inner: self, call, ticket: &ticket, ended: false };
+        let confirm = match self.send(call, Envelope::new(address, request)).await {
+            Ok(confirm) => confirm,
+            Err(not_sent) => {
+                given_up.ended = true;
+                return Err(not_sent);
+            }
+        };
+        ticket.sent();
         let waiting = timeout_at(call.until, self.reply(call, confirm, &mut reply));
         let outcome = waiting.await.unwrap_or_else(|_late| Err(call.timed_out()));
         // It has its reply, or its server knows its deadline.
@@ -248,7 +255,7 @@ impl Inner {
     }
 }
 
-/// Tells the server when a call is dropped while it waits for its reply.
+/// Tells the server when a call is dropped before it has ended.
 pub(super) struct GivenUp<'a> {
     pub(super) inner: &'a Inner,
     pub(super) call: &'a Call<'a>,

@@ -209,7 +209,11 @@ impl RpcClient {
                 given_up.ended = true;
                 return Err(call.no_instance());
             }
-            verdict => inner.verdict(&call, verdict)?,
+            Verdict::Accepted => {}
+            verdict => {
+                inner.outbox.forget(service);
+                inner.verdict(&call, verdict)?;
+            }
         }
         ticket.sent();
 

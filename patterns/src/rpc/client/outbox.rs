@@ -1,20 +1,24 @@
 //! Tells servers what a client has to say beside its requests, from places that cannot wait.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use postrider_core::{Message, Publisher, Result, Transport};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use crate::{headers, naming::Naming, rpc::control};
 
 /// How much may wait to be told. More is not told: it is only a favour to the server.
 const MOST_WAITING: usize = 1_024;
 
-/// How many services are remembered whose exchange is known to be there.
+/// How many services are remembered.
 const MOST_SERVICES: usize = 1_024;
+
+/// How long a service without an exchange is not asked for it again.
+const MISSING_FOR: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 enum Telling {
@@ -71,7 +75,13 @@ impl Outbox {
 
     /// The exchange that leads to every server of `service`, where there is one.
     pub(super) async fn exchange(&self, service: &str) -> Result<Option<String>> {
-        self.exchanges.of(service).await
+        self.exchanges.of(service, Duration::ZERO).await
+    }
+
+    /// The exchange of `service` may be gone.
+    pub(super) fn forget(&self, service: &str) {
+        let exchange = self.exchanges.naming.rpc_exchange(service);
+        self.exchanges.known().remove(&exchange);
     }
 }
 
@@ -84,7 +94,7 @@ async fn tell(
     while let Some(telling) = waiting.recv().await {
         let told = match telling {
             Telling::GivenUp { service, id } => exchanges
-                .of(&service)
+                .of(&service, MISSING_FOR)
                 .await
                 .map(|exchange| exchange.map(|to| control::cancel(to, id, &reply_to))),
             Telling::Stray { control_queue, id } => {
@@ -106,34 +116,45 @@ async fn tell(
     }
 }
 
-/// Remembers which exchanges are there. A publish to one that is not would be an error, and a plain
-/// service has none.
+/// Remembers which services have an exchange. A publish to one that is not there would be an error,
+/// and a plain service has none.
 #[derive(Debug)]
 struct Exchanges {
     transport: Arc<dyn Transport>,
     naming: Naming,
-    known: Mutex<HashSet<String>>,
+    known: Mutex<HashMap<String, Known>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Known {
+    There,
+    MissingAt(Instant),
 }
 
 impl Exchanges {
-    fn known(&self) -> MutexGuard<'_, HashSet<String>> {
+    fn known(&self) -> MutexGuard<'_, HashMap<String, Known>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The broker is only asked: a plain service has no such exchange and must not get one.
-    async fn of(&self, service: &str) -> Result<Option<String>> {
+    /// That it was missing is believed for so long. The broker is only asked: a plain service must not
+    /// get an exchange by this.
+    async fn of(&self, service: &str, missing_for: Duration) -> Result<Option<String>> {
         let exchange = self.naming.rpc_exchange(service);
-        if !self.known().contains(&exchange) {
-            let wanted = control::exchange(&self.naming, service);
-            if !self.transport.plan(&wanted).await?.is_settled() {
-                return Ok(None);
-            }
-            let mut known = self.known();
-            if known.len() >= MOST_SERVICES {
-                known.clear();
-            }
-            known.insert(exchange.clone());
+        let known = self.known().get(&exchange).copied();
+        let now = self.transport.env().now();
+        match known {
+            Some(Known::There) => return Ok(Some(exchange)),
+            Some(Known::MissingAt(at)) if now.duration_since(at) < missing_for => return Ok(None),
+            _ => {}
         }
-        Ok(Some(exchange))
+        let wanted = control::exchange(&self.naming, service);
+        let is_there = self.transport.plan(&wanted).await?.is_settled();
+        let mut known = self.known();
+        if known.len() >= MOST_SERVICES {
+            known.clear();
+        }
+        let found = if is_there { Known::There } else { Known::MissingAt(now) };
+        known.insert(exchange.clone(), found);
+        Ok(is_there.then_some(exchange))
     }
 }

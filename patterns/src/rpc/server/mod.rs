@@ -9,11 +9,12 @@ mod streaming;
 use std::{
     collections::{BTreeMap, HashMap, btree_map::Entry},
     fmt,
+    future::ready,
     sync::Arc,
     time::Duration,
 };
 
-use futures_util::{Stream, stream};
+use futures_util::{Stream, StreamExt, stream};
 use postrider_core::{
     Consumer, ConsumerOptions, Error, ErrorKind, Overflow, PublisherOptions, Queue, Result,
     Topology, Transport,
@@ -113,7 +114,8 @@ impl RpcServer {
 
     /// Adds the method of a typed request that is answered by a stream of items. They are sent as
     /// fast as the caller takes them, and an error ends them. When the caller gives the stream up or
-    /// is gone, it is dropped.
+    /// is gone, it is dropped. Until its end it takes one of the places of
+    /// [`concurrency`](Self::concurrency).
     ///
     /// The request is acknowledged at the end of the stream. A broker ends a consumer that holds a
     /// message for too long (RabbitMQ after 30 minutes, unless it is set up otherwise), and the
@@ -266,6 +268,13 @@ impl RpcServer {
         let control = ConsumerOptions::default().with_prefetch(CONTROL_PREFETCH);
         let control = transport.consumer(&instance.control, control).await?;
         let to_all = transport.consumer(&instance.all, self.settings.options()).await?;
+        // Who asks all servers then misses this one, which goes on serving.
+        let to_all = to_all.take_while(|delivery| {
+            if let Err(error) = delivery {
+                tracing::error!(%error, "requests to all servers are not taken any more");
+            }
+            ready(delivery.is_ok())
+        });
         // The last, because a service with a consumer is one that can be called.
         let to_one = transport.consumer(&queue, self.settings.options()).await?;
 

@@ -260,6 +260,8 @@ impl Work<'_> {
     /// Runs the method unless that was done before; then the reply of that time is given again.
     async fn once_for(&self, key: &InboxKey) -> Disposition {
         let inbox = &*self.serve.inbox;
+        // Another copy may be at work, for longer than this one may wait.
+        let left = self.context.remaining().unwrap_or(Duration::MAX);
         let claim = tokio::select! {
             biased;
             () = self.context.cancellation().cancelled() => {
@@ -267,6 +269,10 @@ impl Work<'_> {
                 return Disposition::Ack;
             }
             claim = inbox.claim(key) => claim,
+            () = sleep(left) => Err(HandlerError::new(
+                ErrorClass::DeadlineExceeded,
+                "another copy of the request was at work until its deadline",
+            )),
         };
         match claim {
             Err(error) => return self.answer(Err(error)).await,

@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
 use futures_util::{FutureExt, future::BoxFuture};
@@ -16,7 +17,7 @@ use postrider_patterns::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use super::service::{Double, DoubleOnce, MATH, Service};
+use super::service::{Double, DoubleOnce, Gate, MATH, Service};
 use crate::{
     Scene,
     behaviour::{Behaviour, Need},
@@ -27,6 +28,7 @@ pub(super) fn behaviours() -> Vec<Behaviour> {
     vec![
         Behaviour::new(a_duplicate_gets_the_reply_that_was_stored, NEEDS),
         Behaviour::new(a_failed_try_is_not_stored, NEEDS),
+        Behaviour::new(a_copy_waits_for_the_first_no_longer_than_its_time, NEEDS),
         Behaviour::new(a_reply_that_died_with_its_server_is_given_by_another, NEEDS),
         Behaviour::new(domain_errors_come_back_as_what_they_are, NEEDS),
     ]
@@ -106,6 +108,34 @@ async fn a_failed_try_is_not_stored(scene: Scene) {
     let error = client.call_with(MATH, &DoubleOnce(4), key()).await.expect_err("the first try");
     assert_eq!(error.class(), ErrorClass::Transient);
     assert_eq!(client.call_with(MATH, &DoubleOnce(4), key()).await.expect("the second try"), 8);
+}
+
+async fn a_copy_waits_for_the_first_no_longer_than_its_time(scene: Scene) {
+    let service = Service::new(scene.clone());
+    let (gate, mut begun) = Gate::new();
+    let at_gate = gate.clone();
+    let server = service
+        .server()
+        .concurrency(2)
+        .method(move |DoubleOnce(number), _context| {
+            let gate = at_gate.clone();
+            async move { gate.pass(number).await }
+        })
+        .method(|Double(number), _context| async move { Ok(number * 2) });
+    let _server = service.start(server).await;
+    let (client, _connection) = service.client().await;
+    let key = || CallOptions::default().with_idempotency_key("four");
+    let first = client.call_async_with(MATH, &DoubleOnce(4), key());
+    scene.soon("the first is handled", begun.recv()).await;
+    let options = key().with_timeout(Duration::from_millis(300));
+    let copy = client.call_with(MATH, &DoubleOnce(4), options).await.expect_err("it waits");
+    assert_eq!(copy.class(), ErrorClass::DeadlineExceeded);
+    // Its place is free again, and the first has its own.
+    let other = scene.soon("another call", client.call(MATH, &Double(4))).await;
+    assert_eq!(other.expect("a reply"), 8);
+    gate.open(1);
+    assert_eq!(scene.soon("the first reply", first).await.expect("a reply"), 8);
+    assert_eq!(gate.runs(), 1);
 }
 
 /// An inbox of two servers, the first of which dies when it has stored a reply.

@@ -2,7 +2,7 @@
 
 use std::{future::pending, sync::Arc, time::Duration};
 
-use postrider_core::Transport;
+use postrider_core::{Queue, Topology, Transport};
 use postrider_patterns::{Context, Gather, HandlerError, RpcError, Running};
 use tokio::sync::mpsc;
 
@@ -19,6 +19,7 @@ pub(super) fn behaviours() -> Vec<Behaviour> {
         Behaviour::new(the_first_and_a_quorum_end_early_and_the_others_are_told, NEEDS),
         Behaviour::new(who_is_missing_at_the_deadline_is_a_value, NEEDS),
         Behaviour::new(gathering_from_nobody_is_unavailable, NEEDS),
+        Behaviour::new(a_server_that_lost_its_queue_for_all_goes_on, NEEDS),
     ]
 }
 
@@ -120,4 +121,21 @@ async fn gathering_from_nobody_is_unavailable(scene: Scene) {
     let gathered = client.gather_from(&services, &Double(1), Gather::first()).await;
     assert_eq!((gathered.answers[0].from.as_str(), gathered.answers[0].data), (MATH, 2));
     assert!(gathered.reached);
+}
+
+async fn a_server_that_lost_its_queue_for_all_goes_on(scene: Scene) {
+    let service = Service::new(scene.clone());
+    let (servers, _) = servers(&service, [Conduct::Answer]).await;
+    let (client, _connection) = service.client().await;
+    let gathering = client.gather(MATH, &Double(1), Gather::all());
+    let gathered = scene.soon("the answer", gathering).await.expect("there is a server");
+    let (server, transport) = &servers[0];
+    let queue = Queue::exclusive(service.queue_for_all(&gathered.answers[0].from));
+    transport.remove(&Topology::new().queue(queue)).await.expect("it is deleted");
+    let outcome = client.gather(MATH, &Double(1), Gather::all()).await;
+    let unavailable = |error: &RpcError| matches!(error, RpcError::Unavailable { sent: false, .. });
+    failed(outcome, unavailable, "no server takes requests to all");
+    let reply = scene.soon("a call", client.call(MATH, &Double(21))).await;
+    assert_eq!(reply.expect("the server goes on"), 42);
+    assert!(server.is_running());
 }

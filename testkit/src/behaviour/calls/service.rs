@@ -64,6 +64,11 @@ impl Service {
         self.naming.rpc_queue(MATH)
     }
 
+    /// Where the server `id` takes requests to all servers from.
+    pub(super) fn queue_for_all(&self, id: &str) -> String {
+        self.naming.rpc_instance_queue(MATH, "all", id)
+    }
+
     pub(super) fn server(&self) -> RpcServer {
         RpcServer::new(MATH).naming(self.naming.clone())
     }
