@@ -14,6 +14,8 @@
 
 mod arguments;
 pub mod delay;
+#[cfg(feature = "tls")]
+pub mod encryption;
 mod record;
 mod roster;
 mod tls;

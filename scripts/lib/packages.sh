@@ -1,28 +1,9 @@
 # shellcheck shell=bash disable=SC2154
 # RabbitMQ from Debian's packages: a minimal Debian in a folder for each version, and the broker in
-# a chroot there. Nothing is installed on the machine itself but debootstrap.
-#
-# Mounts are made in a mount namespace of the process that needs them and vanish with it.
+# a chroot there.
 
 # RabbitMQ's minor version and the Debian suite that has it.
-declare -A suite_of=([4.3]=forky [4.0]=trixie)
-
-keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-
-packages_work() {
-    [[ $EUID == 0 ]] && command -v apt-get >/dev/null && command -v dpkg >/dev/null
-}
-
-root_of() { echo "$state_folder/rabbitmq-$1"; }
-log_of() { echo "$state_folder/rabbitmq-$1.log"; }
-
-# Every process that runs inside the chroot; only those are ever signalled.
-processes_inside() {
-    local folder
-    for folder in /proc/[0-9]*; do
-        if [[ $folder/root -ef $1 ]]; then echo "${folder#/proc/}"; fi
-    done
-}
+declare -A suite_of=([4.3]=forky [4.0]=trixie [3.10]=bookworm)
 
 packages_is_running() {
     [[ -n $process && /proc/$process/root -ef $(root_of "$1") ]]
@@ -30,90 +11,17 @@ packages_is_running() {
 
 # --- Installing
 
-# The lines `ORIGIN|LABEL|SITE` of apt's sources; empty without package lists.
-apt_sources() {
-    # shellcheck disable=SC2016
-    apt-get indextargets --format '$(ORIGIN)|$(LABEL)|$(SITE)' 'Created-By: Packages'
-}
-
-apt() { DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 -qq "$@" >&2; }
-
-apt_install() {
-    apt update
-    apt install -y --no-install-recommends "$@"
-}
-
-debian_mirror() {
-    local mirror=${POSTRIDER_DEBIAN_MIRROR:-}
-    if [[ -z $mirror ]]; then
-        mirror=$(apt_sources | awk -F'|' '!n && $1 == "Debian" && $2 == "Debian" { print $3; n = 1 }')
-    fi
-    if [[ $mirror == mirror+file:* ]]; then
-        mirror=$(awk '!n && /^[a-z]+:/ { print $1; n = 1 }' "${mirror#mirror+file:}")
-    fi
-    [[ $mirror =~ ^(https?|file): ]] || fail "apt on this machine names no Debian mirror" \
-        "(found: '$mirror'); set POSTRIDER_DEBIAN_MIRROR to the URL of one"
-    echo "${mirror%/}"
-}
-
 packages_install() {
-    local version=$1 root suite mirror release
-    local building log
-    root=$(root_of "$version")
-    suite=${suite_of[$version]}
-    building=$root.building
-    log=$root.install.log
-    packages_work || fail "RabbitMQ $version from packages needs root on Debian"
-    if [[ -e $root ]]; then return; fi
+    local suite=${suite_of[$1]}
+    install_debian "$1" "$suite" rabbitmq-server usr/sbin/rabbitmq-server packages_check_release
+}
 
-    if ! command -v debootstrap >/dev/null || [[ ! -e $keyring ]]; then
-        say "installing debootstrap"
-        apt_install debootstrap debian-archive-keyring || fail "apt-get cannot install debootstrap"
-    elif [[ -z $(apt_sources) ]]; then
-        apt update
-    fi
-    mirror=$(debian_mirror)
-    say "installing RabbitMQ $version from Debian $suite; this takes about a minute"
-    if ! bootstrap "$suite" "$building" "$mirror" >"$log" 2>&1; then
-        # A keyring older than the suite: apt gets a newer one, which it verifies itself.
-        if grep -qE 'unknown key|Invalid Release signature' "$log"; then
-            say "this machine's Debian keyring does not know the keys of $suite; updating it"
-            apt_install debian-archive-keyring
-            bootstrap "$suite" "$building" "$mirror" >>"$log" 2>&1 || true
-        fi
-    fi
-    if [[ ! -e $building/usr/sbin/rabbitmq-server || -e $building/debootstrap ]]; then
-        tail -n 15 "$log" | sed 's/^/    /' >&2
-        fail "installing RabbitMQ $version from Debian $suite failed; the end of $log is above"
-    fi
+packages_check_release() {
+    local version=$1 release
     # shellcheck disable=SC2016
-    release=$(chroot "$building" dpkg-query --show --showformat '${Version}' rabbitmq-server)
-    [[ $release == "$version".* ]] || fail "Debian $suite has RabbitMQ $release now, not $version;" \
-        "name another suite in scripts/lib/packages.sh"
-
-    rm -rf "$building"/var/cache/apt/*.bin "$building"/var/cache/apt/archives/*.deb \
-        "$building"/var/lib/apt/lists/* "$building"/usr/share/{doc,man,locale}
-    # Only a whole installation ever has its final name.
-    mv "$building" "$root"
-    say "installed RabbitMQ $release ($(du -sh "$root" | cut -f1))"
-}
-
-bootstrap() {
-    local suite=$1 folder=$2 mirror=$3 script
-    # One script builds all of Debian's suites; a debootstrap older than the suite has it only
-    # under the names it knew.
-    script=/usr/share/debootstrap/scripts/$suite
-    [[ -e $script ]] || script=/usr/share/debootstrap/scripts/sid
-    remove_folder "$folder"
-    unshare --mount debootstrap --variant=minbase --include=rabbitmq-server --keyring="$keyring" \
-        "$suite" "$folder" "$mirror" "$script"
-}
-
-# Never reaches into another file system, whatever may be mounted below the folder.
-remove_folder() {
-    local process
-    for process in $(processes_inside "$1"); do kill -KILL "$process" 2>/dev/null || true; done
-    rm -rf --one-file-system "$1"
+    release=$(chroot "$2" dpkg-query --show --showformat '${Version}' rabbitmq-server)
+    [[ $release == "$version".* ]] || fail "Debian ${suite_of[$version]} has RabbitMQ $release now," \
+        "not $version; name another suite in scripts/lib/packages.sh"
 }
 
 # --- Running
@@ -157,6 +65,10 @@ packages_start() {
     chroot "$root" bash -s /etc/rabbitmq/tls <"$project/scripts/lib/certificates" ||
         fail "openssl cannot make the certificates of RabbitMQ $version"
     cp "$project/scripts/lib/enabled_plugins" "$root/etc/rabbitmq/enabled_plugins"
+    if [[ $version == 3.* ]]; then
+        # Before 4.0 AMQP 1.0 was a plugin.
+        sed -i 's/^\[/[rabbitmq_amqp1_0,/' "$root/etc/rabbitmq/enabled_plugins"
+    fi
     {
         cat "$project/scripts/lib/rabbitmq.conf"
         echo "listeners.tcp.1 = 127.0.0.1:$amqp_port"
@@ -224,14 +136,4 @@ packages_clear() {
     rm -rf --one-file-system "${root:?}"/var/lib/rabbitmq/* "${root:?}"/var/log/rabbitmq/* \
         "${root:?}"/etc/rabbitmq/tls
     rm -f "$(log_of "$1")"
-}
-
-packages_purge() {
-    local root
-    root=$(root_of "$1")
-    [[ -e $root || -e $root.building ]] || return 0
-    say "removing RabbitMQ $1 from $root"
-    remove_folder "$root"
-    remove_folder "$root.building"
-    rm -f "$root.install.log"
 }

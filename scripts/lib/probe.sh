@@ -19,31 +19,45 @@ management_overview() (
 ) 2>/dev/null
 
 broker_answers() {
+    if [[ $way == proton ]]; then
+        proton_answers
+        return
+    fi
     [[ $(management_overview) == HTTP/*\ 200\ * ]] && amqp_answers
 }
 
 running_release() {
     local overview
+    if [[ $way == proton ]]; then
+        chroot "$(root_of proton)" dpkg-query --show --showformat '${source:Upstream-Version}' \
+            libqpid-proton11
+        return
+    fi
     overview=$(management_overview) || true
     [[ $overview =~ \"rabbitmq_version\":\"([^\"]*)\" ]] || return 0
     echo "${BASH_REMATCH[1]}"
 }
 
 wait_until_it_answers() {
-    local version=$1 deadline=$((SECONDS + seconds_to_answer))
+    local version=$1 deadline=$((SECONDS + seconds_to_answer)) name
+    name=$(name_of "$version")
     until broker_answers; do
         if ! "${way}_is_running" "$version"; then
             show_log "$version"
-            fail "RabbitMQ $version ended while it started; the end of its log is above"
+            fail "$name ended while it started; the end of its log is above"
         elif ((SECONDS >= deadline)); then
             show_log "$version"
-            fail "RabbitMQ $version did not answer within $seconds_to_answer s on ports" \
-                "$amqp_port and $management_port; the end of its log is above." \
+            fail "$name did not answer within $seconds_to_answer s on port $amqp_port or that of" \
+                "its management; the end of its log is above." \
                 "Start afresh with: scripts/brokers down --version $version"
         fi
         sleep 0.3
     done
-    say "RabbitMQ $version answers on port $amqp_port, management on port $management_port"
+    if [[ $way == proton ]]; then
+        say "$name answers on port $amqp_port"
+    else
+        say "$name answers on port $amqp_port, management on port $management_port"
+    fi
 }
 
 show_log() { "${way}_log" "$1" | tail -n 60 | sed 's/^/    /' >&2; }

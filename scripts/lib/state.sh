@@ -2,9 +2,20 @@
 # What is known of each broker between two runs: how it is run, its ports, its process.
 
 known_versions=(4.3 4.0)
+# Brokers of other kinds, over AMQP 1.0: an old RabbitMQ by its plugin, and Qpid Proton's example.
+foreign_versions=(3.10 proton)
 state_folder=${XDG_CACHE_HOME:-$HOME/.cache}/postrider/brokers
 
-state_file() { echo "$state_folder/rabbitmq-$1.state"; }
+# What a broker is called, by its version; Proton's has none.
+name_of() { if [[ $1 == proton ]]; then echo "Qpid Proton"; else echo "RabbitMQ $1"; fi; }
+
+# The folder of its packages, and the beginning of the names of its files.
+root_of() {
+    if [[ $1 == proton ]]; then echo "$state_folder/proton"; else echo "$state_folder/rabbitmq-$1"; fi
+}
+
+state_file() { echo "$(root_of "$1").state"; }
+log_of() { echo "$(root_of "$1").log"; }
 
 # Sets `way`, the ports and `process`; false when this version was not started.
 load_state() {
@@ -43,10 +54,13 @@ ports_are_free() {
     for port; do port_is_free "$port" || return 1; done
 }
 
-# Ports away from RabbitMQ's own. Their last digit is that of the version, and a taken port moves
-# all of them by ten, so that two versions never want the same one.
+# The last digit of a broker's ports.
+declare -A digit_of=([4.3]=3 [4.0]=0 [3.10]=1 [proton]=2)
+
+# Ports away from RabbitMQ's own. Their last digits differ, and a taken port moves all of them by
+# ten, so that two brokers never want the same one.
 choose_ports() {
-    local offset digit=${1#*.}
+    local offset digit=${digit_of[$1]}
     for offset in {0..200..10}; do
         amqp_port=$((5690 + digit + offset))
         amqps_port=$((7690 + digit + offset))
@@ -58,5 +72,5 @@ choose_ports() {
             return
         fi
     done
-    fail "no free ports for RabbitMQ $1 from 5690 to 5890"
+    fail "no free ports for $(name_of "$1") from 5690 to 5890"
 }

@@ -17,9 +17,6 @@ use crate::{
     address::encoded, connection::Connection, link::Link, management::Response, message::any_value,
 };
 
-/// How long the broker may take to see that the old owner of an exclusive queue is gone.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(20);
-
 /// How long to wait before an exclusive queue is tried again.
 const LOCK_PAUSE: Duration = Duration::from_millis(100);
 
@@ -451,7 +448,7 @@ pub(crate) async fn restore(link: &Arc<Link>, connection: &Connection, last: boo
     let mut whole = true;
     // Each call has its time: how long all of them take depends on how much was declared.
     let admin = || Admin::new(connection, "reconnect", link.operation_deadline());
-    let unlocked_by = link.env().now() + LOCK_TIMEOUT;
+    let unlocked_by = link.env().now() + connection.lock_timeout();
     let known = link.record().topology().clone();
     for exchange in &known.exchanges {
         let entity = || format!("exchange '{}'", exchange.name);

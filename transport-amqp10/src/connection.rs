@@ -12,7 +12,7 @@ use fe2o3_amqp::{
     connection::ConnectionHandle,
     session::{BeginError, SessionHandle},
 };
-use postrider_core::{Capabilities, Env, Error, ErrorKind, Result};
+use postrider_core::{Env, Error, ErrorKind, Result};
 use postrider_rabbitmq::Version;
 use tokio::{
     sync::{Mutex, watch},
@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     dial::Dial,
+    dialect::Dialect,
     error::{late, lost},
     frames::Observed,
     management::Management,
@@ -38,9 +39,15 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the consumers of a connection that is over may take to leave it.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long the broker may at least take to see that the last owner of a queue is gone.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How much later than by its rule.
+const LOCK_MARGIN: Duration = Duration::from_secs(5);
+
 pub(crate) struct Connection {
     epoch: u64,
-    version: Version,
+    dialect: Arc<Dialect>,
     env: Env,
     handle: Mutex<ConnectionHandle<()>>,
     observed: Arc<Observed>,
@@ -62,17 +69,10 @@ impl Connection {
     /// Opens the connection of an epoch.
     pub(crate) async fn open(dial: &Dial, epoch: u64) -> Result<Arc<Self>> {
         let (handle, observed) = dial.connect().await?;
-        let Some(version) = observed.version() else {
-            let product = observed.product().unwrap_or("unknown").to_owned();
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                "connect",
-                format!("the broker is no RabbitMQ 4 ({product})"),
-            ));
-        };
+        let dialect = Arc::new(Dialect::of(&dial.profile, &observed)?);
         let connection = Arc::new(Self {
             epoch,
-            version,
+            dialect,
             env: dial.env.clone(),
             handle: Mutex::new(handle),
             observed,
@@ -94,18 +94,14 @@ impl Connection {
         &self.env
     }
 
-    /// The broker's.
-    pub(crate) const fn version(&self) -> Version {
-        self.version
+    /// How the broker is spoken to.
+    pub(crate) const fn dialect(&self) -> &Arc<Dialect> {
+        &self.dialect
     }
 
-    /// What can be done over it.
-    pub(crate) fn capabilities(&self) -> Capabilities {
-        let mut capabilities = self.version.capabilities();
-        // Application properties are simple values: part 3, section 3.2.5.
-        capabilities.nested_headers = false;
-        capabilities.exclusive_consumers = false;
-        capabilities
+    /// The broker's, if it is a RabbitMQ.
+    pub(crate) fn version(&self) -> Version {
+        self.dialect.version()
     }
 
     /// Waits until it is over. Cancellation safe.
@@ -125,6 +121,14 @@ impl Connection {
     /// Why it is over.
     pub(crate) fn cause(&self) -> String {
         self.observed.cause().unwrap_or_else(|| "the connection was lost".to_owned())
+    }
+
+    /// How long the broker may take to see that another connection of its kind is dead. RabbitMQ
+    /// advertises half of its `heartbeat`, counts three of those without a frame, and then waits one
+    /// more for an answer to its close.
+    pub(crate) fn lock_timeout(&self) -> Duration {
+        let heartbeat = self.observed.patience().unwrap_or_default() * 2;
+        LOCK_TIMEOUT.max(heartbeat * 4 + LOCK_MARGIN)
     }
 
     /// Whether the broker takes no transfers.

@@ -16,16 +16,15 @@ use fe2o3_amqp_types::{
 };
 use futures_util::{Stream, future::BoxFuture};
 use postrider_core::{
-    ConsumerHealth, ConsumerOptions, Delivery, Error, ErrorKind, QueueKind, Result, StreamStart,
-    TransportEvent,
+    ConsumerHealth, ConsumerOptions, Delivery, Error, ErrorKind, QueueInfo, QueueKind, Result,
+    StreamStart, TransportEvent,
 };
 use postrider_rabbitmq::queue_goes_by_itself;
 use serde_amqp::{described::Described, descriptor::Descriptor};
 use tokio::time::sleep;
 
 use crate::{
-    address,
-    admin::Admin,
+    admin::{Admin, Known},
     connection::Connection,
     error::{lost, of_receiver},
     link::Guard,
@@ -44,9 +43,6 @@ const STREAM_START: &str = "rabbitmq:stream-offset-spec";
 
 /// How long to wait before a consumer whose link was ended consumes again.
 const REATTACH_PAUSE: Duration = Duration::from_millis(200);
-
-/// How long the broker may take to see that the last owner of a queue is gone.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A delivery that waits to be handed out.
 #[derive(Debug)]
@@ -111,7 +107,10 @@ impl Subscriber {
         let deadline = guard.link().operation_deadline();
         let in_context = |error: Error| error.with_context("queue", self.queue.to_string());
         // A refused link ends its session on older versions, so it is asked before.
-        let known = Admin::new(connection, "consume", deadline).queue(&self.queue).await;
+        let known = match connection.dialect().foreign() {
+            Some(_) => Ok(Some(Known { info: QueueInfo::new(0, 0), kind: None })),
+            None => Admin::new(connection, "consume", deadline).queue(&self.queue).await,
+        };
         let spec = guard.link().record().queue(&self.queue).cloned();
         let kind = match known {
             Ok(Some(known)) => known.kind,
@@ -161,7 +160,7 @@ impl Subscriber {
         let id = guard.link().env().new_id().simple();
         let name = self.options.name.as_deref().unwrap_or("postrider");
         let mut source = Source::builder()
-            .address(address::queue(&self.queue))
+            .address(guard.link().dialect().queue(&self.queue))
             .outcomes(OUTCOMES.map(Symbol::from).to_vec())
             .build();
         source.filter = start.map(stream_filter);
@@ -222,7 +221,7 @@ impl Subscriber {
             return Ok(());
         }
         let Some(guard) = self.guard.upgrade() else { return Ok(()) };
-        let unlocked_by = guard.link().env().now() + LOCK_TIMEOUT;
+        let unlocked_by = guard.link().env().now() + connection.lock_timeout();
         loop {
             match self.attach(connection).await {
                 Ok(()) => return Ok(()),

@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 
-use fe2o3_amqp::{connection::ConnectionHandle, sasl_profile::SaslProfile};
+use fe2o3_amqp::connection::ConnectionHandle;
 use postrider_core::{Env, Error, ErrorKind, Result};
 use tokio::{net::TcpStream, time::timeout};
 
 use crate::{
     encryption::Encryption,
-    error::{late, of_open},
+    error::{late, of_io, of_open},
     frames::Observed,
-    uri::{Mechanism, Uri},
+    profile::Profile,
+    sasl,
+    uri::Uri,
     wire::{Stream, Wire},
 };
 
@@ -23,6 +25,7 @@ const FRAME_MAX: u32 = 131_072;
 pub(crate) struct Dial {
     pub(crate) uri: Uri,
     pub(crate) encryption: Option<Encryption>,
+    pub(crate) profile: Profile,
     pub(crate) name: String,
     pub(crate) limit: std::time::Duration,
     pub(crate) env: Env,
@@ -35,26 +38,16 @@ impl Dial {
     }
 
     async fn open(&self) -> Result<(ConnectionHandle<()>, Arc<Observed>)> {
-        let unreachable = |error: std::io::Error| {
-            let why = format!("the broker cannot be reached: {error}");
-            Error::new(ErrorKind::Unavailable, "connect", why).with_source(error)
-        };
         let address = (&*self.uri.host, self.uri.port);
-        let socket = TcpStream::connect(address).await.map_err(unreachable)?;
-        socket.set_nodelay(true).map_err(unreachable)?;
-        let stream: Box<dyn Stream> = match &self.encryption {
+        let socket = TcpStream::connect(address).await.map_err(of_io)?;
+        socket.set_nodelay(true).map_err(of_io)?;
+        let mut stream: Box<dyn Stream> = match &self.encryption {
             Some(encryption) => encryption.wrap(socket).await?,
             None => Box::new(socket),
         };
+        sasl::log_in(&mut stream, &self.uri).await?;
         let observed = Arc::new(Observed::default());
         let wire = Wire::new(stream, observed.clone());
-        let profile = match self.uri.mechanism {
-            Mechanism::Anonymous => SaslProfile::Anonymous,
-            Mechanism::Plain => SaslProfile::Plain {
-                username: self.uri.user.clone(),
-                password: self.uri.password.clone(),
-            },
-        };
         let hostname = match &self.uri.virtual_host {
             Some(name) => format!("vhost:{name}"),
             None => self.uri.host.clone(),
@@ -66,7 +59,6 @@ impl Dial {
             .hostname(&*hostname)
             .max_frame_size(FRAME_MAX)
             .idle_time_out(idle)
-            .sasl_profile(profile)
             .open_with_stream(wire)
             .await;
         match opened {

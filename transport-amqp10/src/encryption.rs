@@ -1,23 +1,33 @@
-//! Turns a plain connection into an encrypted one.
+//! Turns a plain connection into an encrypted one. TLS begins at once, as RabbitMQ has it, and not by
+//! the header of AMQP 1.0 part 5, section 5.2.
 
-use postrider_core::{Error, ErrorKind, Result};
-use postrider_rabbitmq::Tls;
+use postrider_core::Result;
+use postrider_rabbitmq::{
+    Tls,
+    encryption::{client_config, server_name},
+};
 use tokio::net::TcpStream;
+use tokio_rustls::{TlsConnector, rustls::pki_types::ServerName};
 
-use crate::wire::Stream;
+use crate::{error::of_io, wire::Stream};
 
-/// The certificates of a connection, read and checked.
+pub(crate) use postrider_rabbitmq::encryption::explain;
+
+/// The certificates of a connection, read and checked, and the name that the broker's must have.
 #[derive(Clone)]
-pub(crate) enum Encryption {}
+pub(crate) struct Encryption {
+    connector: TlsConnector,
+    name: ServerName<'static>,
+}
 
 impl Encryption {
-    pub(crate) fn new(_: &Tls, _: &str) -> Result<Self> {
-        let why = "amqp10s:// is not there yet";
-        Err(Error::new(ErrorKind::Unsupported, "connect", why))
+    pub(crate) fn new(tls: &Tls, host: &str) -> Result<Self> {
+        Ok(Self { name: server_name(host)?, connector: client_config(tls)?.into() })
     }
 
-    #[allow(clippy::unused_async)] // A handshake waits.
-    pub(crate) async fn wrap(&self, _: TcpStream) -> Result<Box<dyn Stream>> {
-        match *self {}
+    /// Encrypts a connection on which nothing was said yet.
+    pub(crate) async fn wrap(&self, socket: TcpStream) -> Result<Box<dyn Stream>> {
+        let encrypted = self.connector.connect(self.name.clone(), socket).await.map_err(of_io)?;
+        Ok(Box::new(encrypted))
     }
 }

@@ -1,6 +1,6 @@
 //! What the client library and the broker say, in the words of the transport contract.
 
-use std::fmt::Debug;
+use std::{fmt::Debug, io};
 
 use fe2o3_amqp::{
     connection::OpenError,
@@ -11,6 +11,8 @@ use fe2o3_amqp::{
 };
 use fe2o3_amqp_types::definitions;
 use postrider_core::{Error, ErrorKind};
+
+use crate::encryption::explain;
 
 /// The error of a step that did not come to its end in time.
 pub(crate) fn late(operation: &'static str) -> Error {
@@ -110,12 +112,17 @@ pub(crate) fn of_receiver(operation: &'static str, error: &ReceiverAttachError) 
     }
 }
 
+/// Why there is no stream to open a connection over, or no more.
+pub(crate) fn of_io(error: io::Error) -> Error {
+    let (kind, why) = explain(&error).unwrap_or_else(|| {
+        (ErrorKind::Unavailable, format!("the broker cannot be reached: {error}"))
+    });
+    Error::new(kind, "connect", why).with_source(error)
+}
+
 /// Why a connection could not be opened.
 pub(crate) fn of_open(error: OpenError, cause: Option<String>) -> Error {
     let (kind, why) = match &error {
-        OpenError::SaslError { .. } => {
-            (ErrorKind::Unauthorized, "the broker refuses the credentials".to_owned())
-        }
         OpenError::RemoteClosedWithError(error) => {
             let told = told("connect", error);
             (told.kind(), told.message().to_owned())

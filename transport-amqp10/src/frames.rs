@@ -7,6 +7,7 @@ use std::{
         Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::{BufMut, BytesMut};
@@ -33,6 +34,10 @@ pub(crate) const PAIR_RECEIVER: &str = "management-link-pair#receiver";
 /// back for a violation of the protocol, so on this side the credit stays.
 pub(crate) const PAUSED: u32 = 0x7fff_0000;
 
+/// The capability of a broker that takes messages to any address over one link: "Using the AMQP
+/// Anonymous Terminus for Message Routing", section 2.
+const ANONYMOUS_RELAY: &str = "ANONYMOUS-RELAY";
+
 /// The smallest frame, and its header, in bytes.
 const HEADER: usize = 8;
 
@@ -47,6 +52,9 @@ const LARGEST: usize = 4 * 1024 * 1024;
 pub(crate) struct Observed {
     product: OnceLock<String>,
     version: OnceLock<Option<Version>>,
+    /// How long the broker says that it waits for a sign of life.
+    patience: OnceLock<Duration>,
+    relays: OnceLock<bool>,
     /// Whether the broker takes no transfers.
     blocked: watch::Sender<bool>,
     cause: Mutex<Option<String>>,
@@ -60,6 +68,8 @@ impl Default for Observed {
         Self {
             product: OnceLock::new(),
             version: OnceLock::new(),
+            patience: OnceLock::new(),
+            relays: OnceLock::new(),
             blocked: watch::Sender::new(false),
             cause: Mutex::default(),
             over: CancellationToken::new(),
@@ -77,6 +87,16 @@ impl Observed {
     /// The broker's version, if it is a RabbitMQ's.
     pub(crate) fn version(&self) -> Option<Version> {
         self.version.get().copied().flatten()
+    }
+
+    /// How long the broker says that it waits for a sign of life, if that is limited.
+    pub(crate) fn patience(&self) -> Option<Duration> {
+        self.patience.get().copied()
+    }
+
+    /// Whether the broker takes messages to any address over one link.
+    pub(crate) fn relays(&self) -> bool {
+        self.relays.get().copied().unwrap_or(false)
     }
 
     pub(crate) fn blocked(&self) -> watch::Receiver<bool> {
@@ -115,6 +135,13 @@ impl Observed {
                 _ => None,
             }
         };
+        if let Some(millis) = open.idle_time_out {
+            let _again = self.patience.set(Duration::from_millis(millis.into()));
+        }
+        let relays = open.offered_capabilities.as_ref().is_some_and(|offered| {
+            offered.0.iter().any(|capability| capability.0 == ANONYMOUS_RELAY)
+        });
+        let _again = self.relays.set(relays);
         if let Some(product) = property("product") {
             let version = property("version").filter(|_| product == "RabbitMQ");
             let _again = self.version.set(version.and_then(|text| Version::parse(&text)));

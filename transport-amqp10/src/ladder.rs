@@ -6,9 +6,11 @@ use std::{
     time::Duration,
 };
 
-use postrider_core::{Address, Envelope, Error, ErrorKind, PublisherOptions, Result, Verdict};
+use postrider_core::{
+    Address, Delay, Envelope, Error, ErrorKind, PublisherOptions, Result, Verdict,
+};
 use postrider_rabbitmq::delay::{self, Retried};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::{admin::Admin, link::Link, message::Delivered, publisher::Sender};
 
@@ -17,6 +19,9 @@ const FRESH: Duration = Duration::from_secs(30);
 
 /// How long after its rung was looked at a message may be sent.
 const LATEST_SEND: Duration = Duration::from_secs(500);
+
+/// How long a failed message is held here at most, when a delay is not to be had of the broker.
+const LONGEST_HOLD: Duration = Duration::from_secs(30);
 
 /// How many rungs are remembered.
 const REMEMBERED: usize = 1_024;
@@ -103,6 +108,11 @@ impl Ladder {
 /// failed too often. The original is still unsettled: it is lost in no case, and doubled when its
 /// ack is lost.
 pub(crate) async fn retry(link: &Arc<Link>, delivered: &Delivered, after: Duration) -> Result<()> {
+    if link.capabilities().delayed_retry == Delay::None {
+        sleep(after.min(LONGEST_HOLD)).await;
+        let why = "this broker delays nothing; it was held back here";
+        return Err(Error::new(ErrorKind::Unsupported, "settle", why));
+    }
     let sender = link.ladder().sender(link)?;
     let spec = link.record().queue(&delivered.info.queue).cloned();
     let (envelope, info) = (&delivered.envelope, &delivered.info);

@@ -28,10 +28,13 @@ mod clock;
 mod connection;
 mod consumer;
 mod dial;
+mod dialect;
+#[cfg_attr(not(feature = "tls"), path = "no_encryption.rs")]
 mod encryption;
 mod error;
 mod frames;
 mod ladder;
+mod lanes;
 mod ledger;
 mod link;
 mod management;
@@ -39,7 +42,10 @@ mod message;
 mod options;
 mod owner;
 mod pipeline;
+mod profile;
+mod provisioned;
 mod publisher;
+mod sasl;
 mod sections;
 mod sessions;
 mod stay;
@@ -48,6 +54,12 @@ mod transport;
 mod uri;
 mod wire;
 
+/// The guide's programs, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/amqp10.md")]
+struct Guide;
+
 pub use options::Options;
 pub use postrider_rabbitmq::Tls;
+pub use profile::{Broker, Profile};
 pub use transport::Amqp10;

@@ -21,8 +21,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    connection::Connection, consumer::Subscriber, error::closed, ladder::Ladder, options::Options,
-    stay::Stay,
+    connection::Connection, consumer::Subscriber, dialect::Dialect, error::closed, ladder::Ladder,
+    options::Options, stay::Stay,
 };
 
 /// How long a closing connection may take to send what was settled before.
@@ -65,6 +65,7 @@ impl State {
 pub(crate) struct Link {
     url: String,
     options: Options,
+    dialect: Arc<Dialect>,
     capabilities: Capabilities,
     state: watch::Sender<State>,
     events: EventSender,
@@ -89,11 +90,13 @@ impl fmt::Debug for Link {
 
 impl Link {
     pub(crate) fn new(url: String, options: Options, connection: Arc<Connection>) -> Arc<Self> {
-        let capabilities = connection.capabilities();
+        let dialect = connection.dialect().clone();
+        let capabilities = dialect.capabilities();
         let state = State { stage: Stage::Up(connection), blocked: None };
         Arc::new(Self {
             url,
             options,
+            dialect,
             capabilities,
             state: watch::Sender::new(state),
             events: EventSender::default(),
@@ -117,6 +120,11 @@ impl Link {
 
     pub(crate) const fn options(&self) -> &Options {
         &self.options
+    }
+
+    /// How the broker is spoken to that was met first.
+    pub(crate) fn dialect(&self) -> &Dialect {
+        &self.dialect
     }
 
     pub(crate) const fn capabilities(&self) -> &Capabilities {

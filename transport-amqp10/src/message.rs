@@ -19,13 +19,10 @@ use postrider_core::{
     Address, CAUSATION_ID_HEADER, DEADLINE_HEADER, DeliveryInfo, Envelope, HeaderValue, Headers,
     KEY_HEADER, Message,
 };
-use postrider_rabbitmq::{
-    Version,
-    delay::{self, take_count},
-};
+use postrider_rabbitmq::delay::{self, take_count};
 
 use crate::{
-    address,
+    dialect::Dialect,
     sections::{DEFAULT_PRIORITY, WRITTEN_OUT},
 };
 
@@ -53,14 +50,15 @@ pub(crate) struct Delivered {
 }
 
 /// A message to its address.
-pub(crate) fn write(envelope: &Envelope, version: Version) -> Wire<Data> {
+pub(crate) fn write(envelope: &Envelope, dialect: &Dialect) -> Wire<Data> {
     let message = &envelope.message;
     let id =
         |id: &Option<Cow<'static, str>>| id.as_deref().map(|id| MessageId::from(id.to_owned()));
     let properties = Properties {
         message_id: id(&message.message_id),
-        to: Some(address::target(&envelope.address)),
-        reply_to: message.reply_to.as_deref().map(|queue| reply_to(queue, version)),
+        to: Some(dialect.target(&envelope.address)),
+        subject: dialect.subject(&envelope.address).map(str::to_owned),
+        reply_to: message.reply_to.as_deref().map(|queue| dialect.reply_to(queue)),
         correlation_id: id(&message.correlation_id),
         content_type: message.content_type.as_deref().map(Symbol::from),
         creation_time: message.timestamp.map(|moment| moment.timestamp_millis().into()),
@@ -113,15 +111,6 @@ pub(crate) fn write(envelope: &Envelope, version: Version) -> Wire<Data> {
     }
 }
 
-/// Where replies go. Since 4.2 RabbitMQ turns the address into the queue's name for who consumes it
-/// over AMQP 0.9.1, and back.
-fn reply_to(queue: &str, version: Version) -> String {
-    match version.converts_reply_addresses() {
-        true => address::queue(queue),
-        false => queue.to_owned(),
-    }
-}
-
 /// What an application property may be: part 3, section 3.2.5.
 pub(crate) fn simple_value(value: &HeaderValue) -> Option<SimpleValue> {
     Some(match value {
@@ -160,7 +149,12 @@ pub(crate) fn any_value(value: &HeaderValue) -> Value {
 }
 
 /// Reads a delivery from `queue`, which is a stream or is not.
-pub(crate) fn read(queue: &Arc<str>, wire: Wire<Body<Value>>, is_stream: bool) -> Delivered {
+pub(crate) fn read(
+    dialect: &Dialect,
+    queue: &Arc<str>,
+    wire: Wire<Body<Value>>,
+    is_stream: bool,
+) -> Delivered {
     let mut message = Message::new(body(wire.body));
     let header = wire.header.unwrap_or_default();
     message.durable = header.durable;
@@ -171,7 +165,7 @@ pub(crate) fn read(queue: &Arc<str>, wire: Wire<Body<Value>>, is_stream: bool) -
     if let Some(properties) = wire.properties {
         message.message_id = properties.message_id.map(id);
         message.correlation_id = properties.correlation_id.map(id);
-        message.reply_to = properties.reply_to.map(|to| address::queue_of(&to).into_owned().into());
+        message.reply_to = properties.reply_to.map(|to| dialect.queue_of(&to).into_owned().into());
         message.content_type = properties.content_type.map(|content_type| content_type.0.into());
         message.timestamp = properties
             .creation_time
@@ -194,6 +188,8 @@ pub(crate) fn read(queue: &Arc<str>, wire: Wire<Body<Value>>, is_stream: bool) -
         }
     }
     let address = match exchange.is_empty() {
+        // Of a broker that does not say where it was published to, it is known where it came to.
+        true if routing_key.is_empty() => Address::queue(queue.to_string()),
         true => Address::queue(routing_key),
         false => Address::exchange(exchange, routing_key),
     };
@@ -207,7 +203,10 @@ pub(crate) fn read(queue: &Arc<str>, wire: Wire<Body<Value>>, is_stream: bool) -
     let failures = header.delivery_count & !WRITTEN_OUT;
     let returned = take_count(&mut headers, DELIVERY_COUNT).unwrap_or(0);
     let acquired = take_count(&mut headers, ACQUIRED_COUNT).unwrap_or(0);
-    let redelivered = !header.first_acquirer;
+    let redelivered = match dialect.notes_first_acquirer() {
+        true => !header.first_acquirer,
+        false => failures > 0,
+    };
     // A dead letter may bring the counts of the queue it comes from.
     let (failures, returned) =
         if redelivered { (failures, returned.max(acquired)) } else { (0, 0) };
@@ -342,13 +341,15 @@ fn take_text(headers: &mut Headers, name: &str) -> Option<Cow<'static, str>> {
 
 #[cfg(test)]
 mod tests {
+    use postrider_rabbitmq::Version;
+
     use super::*;
 
-    const NEWEST: Version = Version { major: 4, minor: 3 };
+    const NEWEST: Dialect = Dialect::RabbitMq(Version { major: 4, minor: 3 });
 
     fn come_back(message: Message) -> Message {
         let address = Address::exchange("events", "order.new");
-        let wire = write(&Envelope::new(address, message), NEWEST);
+        let wire = write(&Envelope::new(address, message), &NEWEST);
         let bytes = Wire {
             header: wire.header,
             delivery_annotations: None,
@@ -358,7 +359,7 @@ mod tests {
             body: Body::Data(vec![wire.body].into()),
             footer: None,
         };
-        let read = read(&"q".into(), bytes, false);
+        let read = read(&NEWEST, &"q".into(), bytes, false);
         Arc::unwrap_or_clone(read.envelope).message
     }
 

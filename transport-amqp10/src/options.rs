@@ -6,6 +6,8 @@ use postrider_core::Env;
 
 use postrider_rabbitmq::Tls;
 
+use crate::profile::Profile;
+
 /// What a connection's URL does not say.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -17,6 +19,8 @@ pub struct Options {
     pub name: Option<String>,
     /// The certificates of an `amqp10s` connection. Default: those that the platform trusts.
     pub tls: Tls,
+    /// What kind of broker it is, as far as the URL does not say it. Default: what it says itself.
+    pub profile: Profile,
     /// How long connecting may take, the handshake included. Default: 10 seconds.
     pub connect_timeout: Duration,
     /// How long a call other than a publish may take, waiting for a lost connection included.
@@ -33,6 +37,7 @@ impl Default for Options {
             env: Env::system(),
             name: None,
             tls: Tls::default(),
+            profile: Profile::default(),
             connect_timeout: Duration::from_secs(10),
             operation_timeout: Duration::from_secs(30),
             reconnect_pause: Duration::from_secs(5),
@@ -59,6 +64,13 @@ impl Options {
     #[must_use]
     pub fn with_tls(mut self, tls: Tls) -> Self {
         self.tls = tls;
+        self
+    }
+
+    /// Sets [`profile`](Self::profile).
+    #[must_use]
+    pub fn with_profile(mut self, profile: Profile) -> Self {
+        self.profile = profile;
         self
     }
 

@@ -409,7 +409,8 @@ impl Owner {
             match received {
                 Ok(delivery) => {
                     let (receipt, wire) = delivery.into_parts();
-                    let delivered = message::read(self.stay.queue(), wire, self.link.is_stream);
+                    let (dialect, queue) = (self.connection.dialect(), self.stay.queue());
+                    let delivered = message::read(dialect, queue, wire, self.link.is_stream);
                     self.credit = self.credit.saturating_sub(1);
                     let kept = Kept { delivered: delivered.clone(), receipt };
                     let tag = {

@@ -31,7 +31,7 @@ use crate::{
     consumer::OUTCOMES,
     error::{of_send, of_sender},
     link::{Link, Stage},
-    message,
+    message, provisioned,
     sessions::Seat,
 };
 
@@ -118,6 +118,8 @@ pub(crate) struct Pipeline {
     /// Messages that were not sent and go first.
     first: VecDeque<Job>,
     window: usize,
+    /// The address of all its messages; `None` when each has its own.
+    target: Option<String>,
     /// Whether the publisher still hands over messages.
     open: bool,
 }
@@ -137,22 +139,27 @@ struct Run {
 }
 
 impl Pipeline {
-    pub(crate) fn new(link: Arc<Link>, jobs: mpsc::Receiver<Job>, window: usize) -> Self {
-        Self { link, jobs, first: VecDeque::new(), window, open: true }
+    pub(crate) fn new(
+        link: Arc<Link>,
+        jobs: mpsc::Receiver<Job>,
+        window: usize,
+        target: Option<String>,
+    ) -> Self {
+        Self { link, jobs, first: VecDeque::new(), window, target, open: true }
     }
 
     /// Publishes over all epochs, until the publisher is dropped or the connection closed.
     pub(crate) async fn run(mut self) {
         let shutdown = self.link.shutdown().clone();
-        while let Some(connection) = self.wait_for_connection().await {
-            let link = self.link.clone();
-            let mut run = match self.meanwhile(attach(&link, &connection)).await {
+        while self.is_wanted().await
+            && let Some(connection) = self.wait_for_connection().await
+        {
+            let (link, target) = (self.link.clone(), self.target.clone());
+            let mut run = match self.meanwhile(attach(&link, &connection, target)).await {
                 Some(Ok(run)) => run,
                 Some(Err(error)) => {
                     tracing::debug!(%error, "no link to publish on yet");
-                    if error.kind() == ErrorKind::Unauthorized {
-                        self.refuse_first(&error);
-                    }
+                    self.refuse_first(&error);
                     let _pause = self.meanwhile(sleep(LINK_PAUSE)).await;
                     continue;
                 }
@@ -225,11 +232,35 @@ impl Pipeline {
         }
     }
 
-    /// Tells the first message that this user may not publish.
-    fn refuse_first(&mut self, error: &Error) {
-        if let Some(job) = self.first.pop_front() {
-            job.resolve(Verdict::Rejected(error.message().to_owned().into()));
+    /// Waits until there is something to send, where a link is for one address: a broker that refuses
+    /// the address is not asked again without need. `false` when there will be nothing.
+    async fn is_wanted(&mut self) -> bool {
+        if self.target.is_none() || !self.first.is_empty() {
+            return true;
         }
+        let shutdown = self.link.shutdown().clone();
+        let job = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => None,
+            job = self.jobs.recv() => job,
+        };
+        self.first.extend(job);
+        !self.first.is_empty()
+    }
+
+    /// Tells the first message that this user may not publish, or that there is no such address.
+    fn refuse_first(&mut self, error: &Error) {
+        let is_told = match error.kind() {
+            ErrorKind::Unauthorized => true,
+            ErrorKind::NotFound => self.target.is_some(),
+            _ => false,
+        };
+        let Some(job) = is_told.then(|| self.first.pop_front()).flatten() else { return };
+        let is_to_queue = job.envelope.address.exchange_name().is_empty();
+        job.resolve(match error.kind() {
+            ErrorKind::NotFound if is_to_queue => Verdict::Unroutable,
+            _ => Verdict::Rejected(error.message().to_owned().into()),
+        });
     }
 
     /// Tells the messages whose time is over that they were not sent.
@@ -314,7 +345,7 @@ impl Pipeline {
 impl Run {
     /// Sends a message. Gives it back when the link has ended and it was not sent.
     async fn send(&mut self, connection: &Connection, job: Job) -> Result<(), Option<Job>> {
-        let wire = message::write(&job.envelope, connection.version());
+        let wire = message::write(&job.envelope, connection.dialect());
         let deadline = job.deadline;
         let number = self.next;
         self.next += 1;
@@ -459,15 +490,17 @@ fn verdict(outcome: Result<Outcome, SendError>) -> Verdict {
     }
 }
 
-async fn attach(link: &Link, connection: &Connection) -> Result<Run> {
+async fn attach(link: &Link, connection: &Connection, target: Option<String>) -> Result<Run> {
     let deadline = link.env().now() + LINK_TIMEOUT;
+    if let Some(target) = target.as_deref().filter(|it| connection.dialect().hides_missing(it)) {
+        provisioned::ask(connection, "publish", target, deadline).await?;
+    }
     let seat = connection.seat("publish", deadline).await?;
     let source = Source::builder().outcomes(OUTCOMES.map(Symbol::from).to_vec()).build();
     let sender = Sender::builder()
         .name(format!("postrider {}", link.env().new_id().simple()))
         .source(source)
-        // Each message has its own address.
-        .target(Target::default())
+        .target(Target { address: target, ..Target::default() })
         .sender_settle_mode(SenderSettleMode::Unsettled)
         .receiver_settle_mode(ReceiverSettleMode::First);
     let attaching = seat.attach("publish", |session| Box::pin(sender.attach(session)));

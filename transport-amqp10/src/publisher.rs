@@ -7,21 +7,22 @@ use postrider_core::{
     Confirm, Envelope, Error, ErrorKind, Publisher, PublisherOptions, Result, Verdict,
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout, timeout_at},
 };
 
 use crate::{
     admin::Admin,
     error::closed,
+    lanes::Lanes,
     link::{Guard, Link},
-    pipeline::{Job, Pipeline},
+    pipeline::Job,
 };
 
-/// Hands messages to the task that owns a link. It does not keep the connection open.
+/// Hands messages to the tasks that own links. It does not keep the connection open.
 #[derive(Debug)]
 pub(crate) struct Sender {
-    jobs: mpsc::Sender<Job>,
+    lanes: Lanes,
     window: Arc<Semaphore>,
     options: PublisherOptions,
 }
@@ -36,11 +37,8 @@ impl Sender {
                 format!("the window must be from 1 to {most} messages"),
             ));
         }
-        // Each job has a permit of the window, so it never overflows.
-        let (sender, jobs) = mpsc::channel(options.window);
-        tokio::spawn(Pipeline::new(link.clone(), jobs, options.window).run());
         let window = Arc::new(Semaphore::new(options.window));
-        Ok(Self { jobs: sender, window, options })
+        Ok(Self { lanes: Lanes::new(link, options.window), window, options })
     }
 
     fn deadline(&self, link: &Link) -> Instant {
@@ -74,8 +72,9 @@ impl Sender {
         let deadline = self.deadline(link);
         let permit = self.admit(link, deadline).await?;
         let (sender, confirm) = Confirm::pending();
+        let jobs = self.lanes.to(link, self.options.window, &envelope.address);
         let job = Job::new(envelope, deadline, sender, permit, link.clone());
-        match self.jobs.try_send(job) {
+        match jobs.try_send(job) {
             Ok(()) => Ok(confirm),
             Err(refused) => {
                 refused.into_inner().refuse();
@@ -110,6 +109,12 @@ impl Amqp10Publisher {
         Ok(Self { guard, sender })
     }
 
+    fn check(&self, envelope: &Envelope) -> Result<()> {
+        let link = self.guard.link();
+        envelope.check("publish", link.capabilities())?;
+        link.dialect().check("publish", &envelope.address)
+    }
+
     async fn dispatch(&self, envelope: Envelope) -> Result<Confirm> {
         let link = self.guard.link();
         if !envelope.delay.is_zero() {
@@ -138,13 +143,13 @@ fn no_exchange(name: &str) -> Confirm {
 #[async_trait]
 impl Publisher for Amqp10Publisher {
     async fn send(&self, envelope: Envelope) -> Result<Confirm> {
-        envelope.check("publish", self.guard.link().capabilities())?;
+        self.check(&envelope)?;
         self.dispatch(envelope).await
     }
 
     async fn send_batch(&self, envelopes: Vec<Envelope>) -> Result<Vec<Confirm>> {
         for envelope in &envelopes {
-            envelope.check("publish", self.guard.link().capabilities())?;
+            self.check(envelope)?;
         }
         let mut confirms = Vec::with_capacity(envelopes.len());
         for envelope in envelopes {

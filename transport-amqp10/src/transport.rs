@@ -5,8 +5,8 @@ use std::{fmt, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use postrider_core::{
-    Capabilities, Consumer, ConsumerOptions, Env, Error, ErrorKind, Health, Plan, Publisher,
-    PublisherOptions, QueueInfo, QueueKind, Result, Topology, Transport, TransportEvent,
+    Address, Capabilities, Consumer, ConsumerOptions, Env, Error, ErrorKind, Health, Plan,
+    Publisher, PublisherOptions, QueueInfo, QueueKind, Result, Topology, Transport, TransportEvent,
     check_name,
 };
 use tokio::runtime::Handle;
@@ -19,6 +19,7 @@ use crate::{
     encryption::Encryption,
     link::{Guard, Link},
     options::Options,
+    provisioned,
     publisher::Amqp10Publisher,
     supervisor, uri,
 };
@@ -35,7 +36,13 @@ impl Amqp10 {
     /// default; names in it are percent-encoded. Its options are `heartbeat` (seconds, 30 by default
     /// and 2 at least), `connection_timeout` (milliseconds, in the place of
     /// [`Options::connect_timeout`]), `connection_name` (as [`Options::name`]) and `auth_mechanism`
-    /// (`plain` or `anonymous`).
+    /// (`plain`, `anonymous`, or `external` for the client certificate of [`Options::tls`]).
+    ///
+    /// What kind of broker it is follows from what it says of itself, or from `profile` (`rabbitmq`,
+    /// `rabbitmq3` or `generic`), `topology` (`provisioned`), `queue_address` and `exchange_address`,
+    /// as [`Profile`](crate::Profile) has them.
+    ///
+    /// `amqp10s://` is encrypted, with 5671 as the default port, and needs the crate feature `tls`.
     ///
     /// It must be called inside a tokio runtime. Cancellation safe.
     ///
@@ -43,7 +50,7 @@ impl Amqp10 {
     ///
     /// [`ErrorKind::Invalid`] for another URL and outside a runtime, [`ErrorKind::Unavailable`] when
     /// the broker cannot be reached in time, [`ErrorKind::Unauthorized`] for credentials or a
-    /// virtual host that it refuses, [`ErrorKind::Unsupported`] for a server that is no RabbitMQ 4.
+    /// virtual host that it refuses, [`ErrorKind::Unsupported`] for a server of another protocol or kind.
     pub async fn connect(url: &str) -> Result<Self> {
         Self::connect_with(url, Options::default()).await
     }
@@ -67,7 +74,9 @@ impl Amqp10 {
         let name = options.name.clone().or_else(|| uri.name.clone());
         let name = name.unwrap_or_else(|| format!("postrider {}", options.env.new_id()));
         let env = options.env.clone();
-        let dial = Dial { uri, encryption, name, limit, env };
+        let profile = options.profile.clone().overridden_by(&uri.profile);
+        profile.check().map_err(in_context)?;
+        let dial = Dial { uri, encryption, profile, name, limit, env };
         let connection = Connection::open(&dial, 1).await.map_err(in_context)?;
         let link = Link::new(shown, options, connection.clone());
         tokio::spawn(supervisor::supervise(link.clone(), dial, connection));
@@ -102,12 +111,19 @@ impl Transport for Amqp10 {
     async fn plan(&self, topology: &Topology) -> Result<Plan> {
         let deadline = self.link().operation_deadline();
         let connection = self.link().connection("plan", deadline).await?;
+        if let Some(foreign) = connection.dialect().foreign() {
+            return provisioned::plan(&connection, foreign, "plan", topology, deadline).await;
+        }
         Admin::new(&connection, "plan", deadline).plan(topology).await
     }
 
     async fn declare(&self, topology: &Topology) -> Result<()> {
         let deadline = self.link().operation_deadline();
         let connection = self.link().connection("declare", deadline).await?;
+        if let Some(foreign) = connection.dialect().foreign() {
+            let there = provisioned::plan(&connection, foreign, "declare", topology, deadline);
+            return there.await.map(drop);
+        }
         Admin::new(&connection, "declare", deadline).declare(topology).await?;
         let prune = {
             let mut record = self.link().record();
@@ -124,6 +140,9 @@ impl Transport for Amqp10 {
     async fn remove(&self, topology: &Topology) -> Result<()> {
         let deadline = self.link().operation_deadline();
         let connection = self.link().connection("remove", deadline).await?;
+        if connection.dialect().foreign().is_some() {
+            return Err(provisioned::unsupported("remove"));
+        }
         // First, so that a loss on the way does not bring back what was taken away.
         let known = self.link().record().topology().clone();
         self.link().record().remove(topology);
@@ -137,12 +156,18 @@ impl Transport for Amqp10 {
     async fn queue_info(&self, queue: &str) -> Result<Option<QueueInfo>> {
         let deadline = self.link().operation_deadline();
         let connection = self.link().connection("queue_info", deadline).await?;
+        if connection.dialect().foreign().is_some() {
+            return Err(provisioned::unsupported("queue_info"));
+        }
         Admin::new(&connection, "queue_info", deadline).queue_info(queue).await
     }
 
     async fn purge(&self, queue: &str) -> Result<u64> {
         let deadline = self.link().operation_deadline();
         let connection = self.link().connection("purge", deadline).await?;
+        if connection.dialect().foreign().is_some() {
+            return Err(provisioned::unsupported("purge"));
+        }
         Admin::new(&connection, "purge", deadline).purge(queue).await
     }
 
@@ -156,6 +181,7 @@ impl Transport for Amqp10 {
         let deadline = self.link().operation_deadline();
         let connection = self.link().connection("consume", deadline).await?;
         check_name("consume", queue)?;
+        connection.dialect().check("consume", &Address::queue(queue.to_owned()))?;
         options.check()?;
         let spec = self.link().record().queue(queue).cloned();
         if options.start.is_some()
@@ -163,6 +189,11 @@ impl Transport for Amqp10 {
         {
             let why = "only a stream is read from a position";
             return Err(Error::new(ErrorKind::Invalid, "consume", why).with_context("queue", queue));
+        }
+        if options.start.is_some() && connection.dialect().foreign().is_some() {
+            let why = "this broker has no streams that are known of";
+            let error = Error::new(ErrorKind::Unsupported, "consume", why);
+            return Err(error.with_context("queue", queue));
         }
         if options.exclusive {
             let why = "over AMQP 1.0 RabbitMQ has no exclusive consumers; declare a single active \

@@ -6,6 +6,8 @@ use percent_encoding::percent_decode_str;
 use postrider_core::{Error, ErrorKind, Result};
 use url::{Host, Url};
 
+use crate::profile::{Broker, Profile};
+
 /// How often either side must be heard of unless the URL says it.
 const HEARTBEAT: Duration = Duration::from_secs(30);
 
@@ -17,6 +19,7 @@ const SHORTEST_HEARTBEAT: Duration = Duration::from_secs(2);
 pub(crate) enum Mechanism {
     Plain,
     Anonymous,
+    External,
 }
 
 /// A broker's URL, read.
@@ -33,6 +36,8 @@ pub(crate) struct Uri {
     pub(crate) connect_timeout: Option<Duration>,
     pub(crate) name: Option<String>,
     pub(crate) encrypted: bool,
+    /// What it says of the broker.
+    pub(crate) profile: Profile,
     /// For people, without the password.
     pub(crate) shown: String,
 }
@@ -82,6 +87,7 @@ pub(crate) fn parse(text: &str) -> Result<Uri> {
         connect_timeout: None,
         name: None,
         encrypted,
+        profile: Profile::default(),
     };
     for (option, value) in url.query_pairs() {
         let number = || value.parse::<u32>().map_err(|_| invalid("an option must be a number"));
@@ -100,13 +106,28 @@ pub(crate) fn parse(text: &str) -> Result<Uri> {
                 uri.mechanism = match value.to_ascii_lowercase().as_str() {
                     "plain" => Mechanism::Plain,
                     "anonymous" => Mechanism::Anonymous,
-                    _ => return Err(invalid("auth_mechanism must be plain or anonymous")),
+                    "external" => Mechanism::External,
+                    _ => {
+                        return Err(invalid("auth_mechanism must be plain, anonymous or external"));
+                    }
                 };
             }
+            "profile" => {
+                uri.profile.broker = Some(match &*value {
+                    "rabbitmq" => Broker::RabbitMq,
+                    "rabbitmq3" => Broker::RabbitMq3,
+                    "generic" => Broker::Other,
+                    _ => return Err(invalid("profile must be rabbitmq, rabbitmq3 or generic")),
+                });
+            }
+            "queue_address" => uri.profile.queue_address = Some(value.into_owned()),
+            "exchange_address" => uri.profile.exchange_address = Some(value.into_owned()),
+            "topology" if value == "provisioned" => uri.profile.provisioned = true,
+            "topology" => return Err(invalid("topology may be provisioned, or left out")),
             _ => {
                 return Err(invalid(
-                    "the options of the URL are heartbeat, connection_timeout, connection_name and \
-                     auth_mechanism",
+                    "the options of the URL are heartbeat, connection_timeout, connection_name, \
+                     auth_mechanism, profile, topology, queue_address and exchange_address",
                 ));
             }
         }
@@ -153,6 +174,22 @@ mod tests {
         ] {
             let Err(error) = parse(broken) else { panic!("{broken} must be refused") };
             assert!(!format!("{error} {error:?}").contains("s3cret"), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn it_may_say_what_the_broker_is() {
+        let text = "amqp10://h?profile=generic&topology=provisioned&queue_address=q/%7Bqueue%7D\
+                    &exchange_address={exchange}";
+        let wanted = Profile::default()
+            .with_broker(Broker::Other)
+            .with_queue_address("q/{queue}")
+            .with_exchange_address("{exchange}")
+            .provisioned();
+        assert_eq!(parse(text).unwrap().profile, wanted);
+        assert_eq!(parse("amqp10://h").unwrap().profile, Profile::default());
+        for broken in ["amqp10://h?profile=kafka", "amqp10://h?topology=yes"] {
+            assert!(parse(broken).is_err(), "{broken}");
         }
     }
 

@@ -135,9 +135,14 @@ async fn write(mut writer: WriteHalf<Box<dyn Stream>>, unwritten: Arc<Unwritten>
             unwritten.closed().await;
             sleep(LAST_WRITE).await;
         };
+        let writing = async {
+            writer.write_all(&bytes).await?;
+            // What is encrypted may wait for the socket.
+            writer.flush().await
+        };
         let written = tokio::select! {
             biased;
-            written = writer.write_all(&bytes) => written,
+            written = writing => written,
             () = given_up => return,
         };
         if let Err(error) = written {

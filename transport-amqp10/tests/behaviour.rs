@@ -23,5 +23,5 @@ async fn connect(login: Login) -> Result<Arc<dyn Transport>> {
 }
 
 fn main() -> ExitCode {
-    rabbitmq::main(|login| Box::pin(connect(login)), Some(Duration::from_secs(5)))
+    rabbitmq::main(|login| Box::pin(connect(login)), Some(Duration::from_secs(3)))
 }
