@@ -76,8 +76,8 @@ impl RpcClientBuilder {
         self
     }
 
-    /// How many calls may wait for replies at once; more fail with [`RpcError::Throttled`].
-    /// Default: 10,000.
+    /// How many calls may wait for replies at once; more fail with
+    /// [`RpcError::Throttled`](crate::RpcError::Throttled). Default: 10,000.
     pub fn max_in_flight(mut self, calls: usize) -> Self {
         self.max_in_flight = calls;
         self
