@@ -1,4 +1,7 @@
-//! What the example programs share: the option that picks the broker.
+//! What the example programs share: the option that picks the broker, and the orders of the sample.
+
+pub mod input;
+pub mod units;
 
 use std::{ffi::OsStr, sync::Arc};
 

@@ -2,6 +2,8 @@
 //!
 //! Each test has a virtual host of its own, so that it meets nothing that others left.
 
+mod common;
+
 use std::{
     env, fs,
     io::{BufRead, BufReader, Read},
@@ -11,9 +13,9 @@ use std::{
     time::Duration,
 };
 
+use common::{SOON, VirtualHost};
 use futures_util::{FutureExt, StreamExt};
 use postrider::{EventBus, RawEvent, Running, Subscription, Transport};
-use postrider_testkit::rabbitmq::Management;
 use tokio::{
     sync::watch,
     task::{JoinHandle, spawn_blocking},
@@ -25,69 +27,6 @@ const LOSSES: u64 = 5;
 
 /// The orders of the sample.
 const ORDERS: u64 = 6_919;
-
-/// How long anything may take that should happen at once.
-const SOON: Duration = Duration::from_secs(60);
-
-/// A virtual host for one test, with a user of the same name for the program under test.
-struct VirtualHost {
-    name: String,
-    management: Management,
-}
-
-impl VirtualHost {
-    async fn new() -> Self {
-        let name = format!("test-{}", postrider::Env::system().new_id());
-        let management = Management::new(&variable("POSTRIDER_AMQP_MANAGEMENT_URL"));
-        let host = Self { name, management };
-        host.management.make_virtual_host(&host.name).await.expect("a virtual host");
-        host.management.make_user(&host.name).await.expect("a user");
-        for user in [&host.name, "guest"] {
-            host.management.permit(user, &host.name, true).await.expect("permissions");
-        }
-        host
-    }
-
-    /// The URL of the broker with this virtual host, for a user whose password is its name.
-    fn url(&self, user: &str) -> String {
-        let url = variable("POSTRIDER_AMQP_URL");
-        let (_, host) = url.rsplit_once('@').expect("a URL with credentials");
-        format!("amqp://{user}:{user}@{host}/{}", self.name)
-    }
-
-    fn users_url(&self) -> String {
-        self.url(&self.name)
-    }
-
-    /// Has the broker close the connections of the program, and says how many there were.
-    async fn lose_the_program(&self) -> usize {
-        let closing = async {
-            loop {
-                let found = self.management.connections(&self.name).await;
-                let found = found.expect("the management API").len();
-                // While it reconnects there is nothing to close, and nothing that tells of it.
-                if found == 0 {
-                    sleep(Duration::from_millis(20)).await;
-                    continue;
-                }
-                self.management.close_all(&self.name).await.expect("the management API");
-                return found;
-            }
-        };
-        timeout(SOON, closing).await.expect("the program connects again")
-    }
-
-    async fn remove(self) {
-        self.management.remove_user(&self.name).await.expect("the user goes");
-        self.management.remove_virtual_host(&self.name).await.expect("the virtual host goes");
-    }
-}
-
-fn variable(name: &str) -> String {
-    env::var(name).unwrap_or_else(|_| {
-        panic!("{name} is not set; start the broker by `eval \"$(scripts/brokers up)\"`")
-    })
-}
 
 /// A shop that runs, and somebody who hears of what it ships.
 struct Shop {
@@ -212,6 +151,8 @@ async fn every_program_says_the_same_as_in_memory() {
     let url = host.users_url();
     let programs = [
         env!("CARGO_BIN_EXE_rpc"),
+        env!("CARGO_BIN_EXE_async_calls"),
+        env!("CARGO_BIN_EXE_batch_calls"),
         env!("CARGO_BIN_EXE_events"),
         env!("CARGO_BIN_EXE_work_queue"),
         env!("CARGO_BIN_EXE_file_transfer"),

@@ -21,6 +21,38 @@ fn rpc() {
 }
 
 #[test]
+fn async_calls() {
+    let said = output(env!("CARGO_BIN_EXE_async_calls"), &[]);
+    assert!(
+        said.starts_with(
+            "pasta: hot pasta\n\
+             soup: hot soup\n\
+             soufflé ready: false\n\
+             soufflé: the call was cancelled\n"
+        ),
+        "{said}"
+    );
+    assert!(said.contains("kitchen: the soufflé is called off\n"), "{said}");
+    assert!(said.contains("menu: course 1\n"), "{said}");
+    assert!(said.contains("menu: course 3\n"), "{said}");
+    assert!(said.ends_with("coffee: hot coffee\n"), "{said}");
+}
+
+#[test]
+fn batch_calls() {
+    let said = output(env!("CARGO_BIN_EXE_batch_calls"), &[]);
+    assert_eq!(
+        said,
+        "100 calls, 97 answers, their sum is 631.765\n\
+         no root: negative by 3\n\
+         no root: negative by 2\n\
+         no root: negative by 1\n\
+         a quorum says [7.0, 7.0]\n\
+         3 servers answered, 0 are missing\n"
+    );
+}
+
+#[test]
 fn events() {
     let said = output(env!("CARGO_BIN_EXE_events"), &[]);
     assert!(said.starts_with("published event "), "{said}");

@@ -73,7 +73,9 @@ pub use publishing::MessageId;
 pub use pubsub::{Event, EventBus, EventBusBuilder, RawEvent, Subscription, UnknownEvents};
 pub use resilience::{Decision, Jitter, RetryPolicy, dead_letter_route, dead_letter_topology};
 pub use rpc::{
-    CallOptions, Request, RpcClient, RpcClientBuilder, RpcClientStats, RpcError, RpcServer,
+    BatchOptions, CallHandle, CallOptions, DomainError, Gather, Gathered, InMemoryInbox, Inbox,
+    ReplyStream, Request, RpcClient, RpcClientBuilder, RpcClientStats, RpcError, RpcServer,
+    ServiceDescription, StreamOptions,
 };
 pub use streaming::{
     ContentHash, Incoming, Outgoing, Progress, Receipt, Saved, StreamError, StreamReceiver,

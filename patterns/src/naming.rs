@@ -20,6 +20,8 @@ use std::borrow::Cow;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Naming {
     rpc_queue: Cow<'static, str>,
+    rpc_exchange: Cow<'static, str>,
+    rpc_instance_queue: Cow<'static, str>,
     reply_queue: Cow<'static, str>,
     event_exchange: Cow<'static, str>,
     durable_subscription_queue: Cow<'static, str>,
@@ -35,6 +37,8 @@ impl Default for Naming {
     fn default() -> Self {
         Self {
             rpc_queue: Cow::Borrowed("rpc_{service}"),
+            rpc_exchange: Cow::Borrowed("rpc_{service}"),
+            rpc_instance_queue: Cow::Borrowed("rpc_{service}.{purpose}.{id}"),
             reply_queue: Cow::Borrowed("reply_{client}_{id}"),
             event_exchange: Cow::Borrowed("event_bus"),
             durable_subscription_queue: Cow::Borrowed("{service}.{subscription}"),
@@ -55,6 +59,8 @@ impl Naming {
         let add = |template: Cow<'static, str>| Cow::Owned(format!("{prefix}{template}"));
         Self {
             rpc_queue: add(self.rpc_queue),
+            rpc_exchange: add(self.rpc_exchange),
+            rpc_instance_queue: add(self.rpc_instance_queue),
             reply_queue: add(self.reply_queue),
             event_exchange: add(self.event_exchange),
             durable_subscription_queue: add(self.durable_subscription_queue),
@@ -72,6 +78,21 @@ impl Naming {
     #[must_use]
     pub fn with_rpc_queue(mut self, template: impl Into<Cow<'static, str>>) -> Self {
         self.rpc_queue = template.into();
+        self
+    }
+
+    /// Sets the direct exchange that leads to every server of a service. Default: `rpc_{service}`.
+    #[must_use]
+    pub fn with_rpc_exchange(mut self, template: impl Into<Cow<'static, str>>) -> Self {
+        self.rpc_exchange = template.into();
+        self
+    }
+
+    /// Sets the queues that one server of a service has for itself. Default:
+    /// `rpc_{service}.{purpose}.{id}`.
+    #[must_use]
+    pub fn with_rpc_instance_queue(mut self, template: impl Into<Cow<'static, str>>) -> Self {
+        self.rpc_instance_queue = template.into();
         self
     }
 
@@ -149,6 +170,19 @@ impl Naming {
     #[must_use]
     pub fn rpc_queue(&self, service: &str) -> String {
         fill(&self.rpc_queue, &[("{service}", service)])
+    }
+
+    /// The direct exchange that leads to every server of `service`.
+    #[must_use]
+    pub fn rpc_exchange(&self, service: &str) -> String {
+        fill(&self.rpc_exchange, &[("{service}", service)])
+    }
+
+    /// The queue that the server `id` of `service` has for itself, for one `purpose`.
+    #[must_use]
+    pub fn rpc_instance_queue(&self, service: &str, purpose: &str, id: &str) -> String {
+        let values = [("{service}", service), ("{purpose}", purpose), ("{id}", id)];
+        fill(&self.rpc_instance_queue, &values)
     }
 
     /// The queue that the client named `client` takes its replies from.

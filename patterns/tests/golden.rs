@@ -79,7 +79,7 @@ async fn an_rpc_request() {
              302e3030305a",
         );
         assert!(request.reply_to.as_ref().unwrap().starts_with("reply_client_"));
-        assert_eq!(request.correlation_id, request.message_id);
+        assert_ne!(request.correlation_id, request.message_id);
         assert_eq!(request.message_type.as_deref(), Some("reserve"));
         assert_eq!(request.ttl, Some(30 * common::SECOND));
         assert!(!request.durable);

@@ -6,14 +6,14 @@ use std::{sync::Arc, time::Duration};
 
 use common::{Log, SECOND, declare_queue, publish, take, text, transport, two_transports};
 use futures_util::{StreamExt, stream};
-use postrider_core::{Address, Message, Queue, Topology, Transport};
+use postrider_core::{Address, ErrorKind, Message, Queue, ReplyMode, Topology, Transport};
 use postrider_patterns::{
     CallOptions, Codec, Context, ErrorClass, HandlerError, Request, RpcClient, RpcError, RpcServer,
     Running,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::sync::Notify;
+use tokio::sync::{Semaphore, mpsc};
 
 #[derive(Serialize, Deserialize)]
 struct Double {
@@ -84,6 +84,67 @@ async fn a_thousand_calls_at_once_each_get_their_own_reply() {
     assert_eq!(client.stats().late_replies, 0);
 }
 
+/// One worker thread for each side, so that replies come while others are given up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_thousand_calls_lose_and_leak_nothing() {
+    const CALLS: u64 = 100_000;
+    let (theirs, ours) = two_transports();
+    let (serving, calling): (Arc<dyn Transport>, Arc<dyn Transport>) = (theirs, ours);
+    let server = RpcServer::new("math")
+        .method(|request: Double, _context| async move { Ok(request.number * 2) })
+        .method_named("fail", |number: u64, _context| async move {
+            Err::<(), _>(HandlerError::rejected("NO", number.to_string()))
+        })
+        .concurrency(64)
+        .start(&serving)
+        .await
+        .unwrap();
+    let client = RpcClient::new(&calling).await.unwrap();
+    let (mut answered, mut rejected, mut given_up) = (0, 0, 0);
+    let mut calls = stream::iter(0..CALLS)
+        .map(|number| {
+            let client = client.clone();
+            async move {
+                match number % 100 {
+                    // Some are rejected, and some given up when they were just begun.
+                    7 => {
+                        let options = CallOptions::default();
+                        let call = client.call_named::<_, ()>("math", "fail", &number, options);
+                        let error = call.await.unwrap_err();
+                        assert_eq!(error.to_string(), format!("rejected, NO: {number}"));
+                        (0, 1, 0)
+                    }
+                    13 => {
+                        let call = client.call_async("math", &Double { number });
+                        tokio::task::yield_now().await;
+                        drop(call);
+                        (0, 0, 1)
+                    }
+                    _ => {
+                        let reply = client.call("math", &Double { number }).await;
+                        assert_eq!(reply.unwrap(), number * 2);
+                        (1, 0, 0)
+                    }
+                }
+            }
+        })
+        .buffer_unordered(64);
+    while let Some(one) = calls.next().await {
+        answered += one.0;
+        rejected += one.1;
+        given_up += one.2;
+    }
+    assert_eq!((answered, rejected, given_up), (98_000, 1_000, 1_000));
+    let deadline = calling.env().now() + 10 * SECOND;
+    while client.stats().in_flight > 0 {
+        assert!(calling.env().now() < deadline, "{}", client.stats());
+        tokio::task::yield_now().await;
+    }
+    server.stop(10 * SECOND).await;
+    let info = calling.queue_info("rpc_math").await.unwrap().unwrap();
+    assert_eq!((info.ready, info.unsettled, info.consumers), (0, Some(0), 0));
+}
+
 #[tokio::test(start_paused = true)]
 async fn failures_come_back_as_what_they_are() {
     let transport = transport();
@@ -97,7 +158,7 @@ async fn failures_come_back_as_what_they_are() {
     let refused = call(&client, "refuse").await;
     assert!(matches!(
         refused,
-        RpcError::Rejected { code, message } if code == "TOO_ODD" && message == "not this one"
+        RpcError::Rejected { code, message, .. } if code == "TOO_ODD" && message == "not this one"
     ));
     let panicked = call(&client, "panic").await;
     assert_eq!((panicked.class(), panicked.code()), (ErrorClass::Internal, "PANIC"));
@@ -296,13 +357,16 @@ async fn errors_of_calls_say_once_what_they_are_about() {
 #[tokio::test(start_paused = true)]
 async fn a_call_past_its_timeout_leaves_nothing_and_its_reply_is_late() {
     let transport = transport();
-    let release = Arc::new(Notify::new());
+    let (told, mut cancelled) = mpsc::channel(2);
+    let release = Arc::new(Semaphore::new(0));
     let gate = Arc::clone(&release);
     let server = RpcServer::new("math")
-        .method(move |request: Double, _context| {
-            let gate = Arc::clone(&gate);
+        .method(move |request: Double, context: Context| {
+            let (gate, told) = (Arc::clone(&gate), told.clone());
             async move {
-                gate.notified().await;
+                context.cancellation().cancelled().await;
+                told.send(request.number).await?;
+                let _open = gate.acquire().await?;
                 Ok(request.number)
             }
         })
@@ -317,19 +381,21 @@ async fn a_call_past_its_timeout_leaves_nothing_and_its_reply_is_late() {
     assert_eq!(transport.env().now() - before, 2 * SECOND);
     assert_eq!(client.stats().in_flight, 0);
 
-    // A call whose future is dropped leaves nothing either.
+    // A call whose future is dropped leaves nothing either, and its reply is not even sent.
     let options = CallOptions::default();
     let dropped =
         tokio::time::timeout(SECOND, client.call_with("math", &Double { number: 2 }, options));
     assert!(dropped.await.is_err());
     assert_eq!(client.stats().in_flight, 0);
 
-    release.notify_waiters();
+    // Both handlers were told: one by its deadline, one by its caller.
+    assert_eq!((cancelled.recv().await, cancelled.recv().await), (Some(1), Some(2)));
+    release.add_permits(2);
     server.stop(SECOND).await;
     // The replies are on their way to the client's task; a round trip through it waits for them.
     let _server = serve(&transport).await;
     client.call("math", &Double { number: 3 }).await.unwrap();
-    assert_eq!(client.stats().late_replies, 2);
+    assert_eq!(client.stats().late_replies, 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -416,7 +482,7 @@ async fn a_caller_that_is_gone_costs_nothing() {
 async fn slow(
     server: &Arc<dyn Transport>,
     caller: &Arc<dyn Transport>,
-) -> (Running, tokio::sync::mpsc::Receiver<u32>) {
+) -> (Running, mpsc::Receiver<u32>) {
     let (running, runs) = counting(server).await;
     declare_queue(&**caller, Queue::exclusive("mine")).await;
     let body = r#"{"method":"slow","params":null}"#;
@@ -425,8 +491,8 @@ async fn slow(
     (running, runs)
 }
 
-async fn counting(transport: &Arc<dyn Transport>) -> (Running, tokio::sync::mpsc::Receiver<u32>) {
-    let (begun, runs) = tokio::sync::mpsc::channel(100);
+async fn counting(transport: &Arc<dyn Transport>) -> (Running, mpsc::Receiver<u32>) {
+    let (begun, runs) = mpsc::channel(100);
     let server = RpcServer::new("math").method_named("slow", move |(): (), context: Context| {
         let begun = begun.clone();
         async move {
@@ -510,7 +576,7 @@ async fn too_many_calls_are_refused_and_not_queued() {
 #[tokio::test(start_paused = true)]
 async fn a_lost_connection_ends_pending_calls_as_unknown_and_the_client_goes_on() {
     let (ours, theirs) = two_transports();
-    let (started, mut waiting) = tokio::sync::mpsc::channel(1);
+    let (started, mut waiting) = mpsc::channel(1);
     let server: Arc<dyn Transport> = theirs;
     let _server = RpcServer::new("math")
         .method_named("wait", move |(): (), _context| {
@@ -573,7 +639,8 @@ async fn a_nested_call_keeps_to_the_deadline_of_its_parent() {
         .unwrap();
     let options = CallOptions::default().with_timeout(3 * SECOND);
     let conversation: String = client.call_named("outer", "go", &(), options).await.unwrap();
-    assert_eq!(log.items(), [(Some(3 * SECOND), Some(conversation))]);
+    // The parent keeps 50 ms to answer.
+    assert_eq!(log.items(), [(Some(Duration::from_millis(2_950)), Some(conversation))]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -583,7 +650,7 @@ async fn a_method_that_is_registered_twice_is_refused_at_the_start() {
         .method(|request: Double, _context| async move { Ok(request.number) })
         .method_named("double", |(): (), _context| async { Ok(()) });
     let error = server.start(&transport).await.unwrap_err();
-    assert_eq!(error.kind(), postrider_core::ErrorKind::Invalid);
+    assert_eq!(error.kind(), ErrorKind::Invalid);
     assert!(error.to_string().contains("double"), "{error}");
 }
 
@@ -591,6 +658,55 @@ async fn a_method_that_is_registered_twice_is_refused_at_the_start() {
 async fn a_server_without_methods_is_refused_at_the_start() {
     let transport = transport();
     let error = RpcServer::new("math").start(&transport).await.unwrap_err();
-    assert_eq!(error.kind(), postrider_core::ErrorKind::Invalid);
+    assert_eq!(error.kind(), ErrorKind::Invalid);
     assert!(transport.queue_info("rpc_math").await.unwrap().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_method_that_cannot_be_idempotent_is_refused_at_the_start() {
+    let transport = transport();
+    let streams = RpcServer::new("math")
+        .stream_method_named("count", |to: u32, _context| async move {
+            Ok(stream::iter((0..to).map(Ok)))
+        })
+        .idempotent("count");
+    let missing = RpcServer::new("math")
+        .method(|request: Double, _context| async move { Ok(request.number) })
+        .idempotent("count");
+    for server in [streams, missing] {
+        let error = server.start(&transport).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        assert!(error.to_string().contains("count"), "{error}");
+    }
+    assert!(transport.queue_info("rpc_math").await.unwrap().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_describes_what_it_serves() {
+    let server = RpcServer::new("math")
+        .method(|request: Double, _context| async move { Ok(request.number) })
+        .stream_method_named("count", |to: u32, _context| async move {
+            Ok(stream::iter((0..to).map(Ok)))
+        })
+        .idempotent("double")
+        .concurrency(4)
+        .max_waiting(100);
+    assert_eq!(
+        serde_json::to_value(server.describe()).unwrap(),
+        json!({
+            "service": "math", "queue": "rpc_math", "concurrency": 4, "max_waiting": 100,
+            "methods": [
+                {"name": "count", "idempotent": false, "streams": true},
+                {"name": "double", "idempotent": true, "streams": false},
+            ],
+        })
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reply_mode_that_the_transport_has_not_is_refused_at_the_start() {
+    let transport = transport();
+    let client = RpcClient::builder(&transport).reply_mode(ReplyMode::Direct);
+    let error = client.connect().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
 }

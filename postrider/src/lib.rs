@@ -48,6 +48,11 @@ mod connect;
 #[doc = include_str!("../../README.md")]
 struct Readme;
 
+/// The guide to calls, compiled and run.
+#[cfg(all(doctest, feature = "inmemory"))]
+#[doc = include_str!("../../docs/calls.md")]
+struct CallsGuide;
+
 /// The guide's programs, compiled.
 #[cfg(all(doctest, feature = "amqp091"))]
 #[doc = include_str!("../../docs/rabbitmq.md")]
@@ -58,10 +63,10 @@ struct RabbitMqGuide;
 #[doc = include_str!("../../docs/streams.md")]
 struct StreamsGuide;
 
-#[cfg(feature = "amqp091")]
-pub use postrider_transport_amqp091 as amqp091;
 #[cfg(feature = "amqp10")]
 pub use postrider_transport_amqp10 as amqp10;
+#[cfg(feature = "amqp091")]
+pub use postrider_transport_amqp091 as amqp091;
 #[cfg(feature = "inmemory")]
 pub use postrider_transport_inmemory as inmemory;
 
@@ -70,7 +75,7 @@ pub use postrider_core as core;
 pub use postrider_core::{
     Address, Binding, Capabilities, Confirm, Consumer, ConsumerOptions, DeadLetter, Delivery, Env,
     Envelope, Error, ErrorKind, Exchange, HeaderValue, Headers, Message, Plan, Publisher,
-    PublisherExt, PublisherOptions, Queue, Result, StreamStart, Topology, Transport,
+    PublisherExt, PublisherOptions, Queue, ReplyMode, Result, StreamStart, Topology, Transport,
     TransportEvent, Verdict,
 };
 pub use postrider_patterns::*;

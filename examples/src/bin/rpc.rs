@@ -51,7 +51,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     // A no of the service is an answer, with a code for programs and a text for people.
     match client.call("bank", &Change { cents: 1_000, into: "shells".into() }).await {
-        Err(RpcError::Rejected { code, message }) => println!("the bank says {code}: {message}"),
+        Err(RpcError::Rejected { code, message, .. }) => {
+            println!("the bank says {code}: {message}");
+        }
         other => println!("not expected: {other:?}"),
     }
 

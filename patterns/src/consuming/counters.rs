@@ -16,6 +16,10 @@ pub struct RunStats {
     pub expired: u64,
     /// Replies that were dropped because they reached nobody or were refused. RPC servers only.
     pub replies_dropped: u64,
+    /// Requests whose callers gave them up: not run, or run without a reply. RPC servers only.
+    pub cancelled: u64,
+    /// Requests that had been handled before and got the reply that was stored. RPC servers only.
+    pub replayed: u64,
 }
 
 /// One of the figures of [`RunStats`], or how many messages were taken in hand.
@@ -28,10 +32,12 @@ pub(crate) enum Count {
     Released,
     Expired,
     RepliesDropped,
+    Cancelled,
+    Replayed,
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Counters([AtomicU64; 7]);
+pub(crate) struct Counters([AtomicU64; 9]);
 
 impl Counters {
     pub(crate) fn add(&self, count: Count) {
@@ -46,6 +52,8 @@ impl Counters {
             released: self.get(Count::Released),
             expired: self.get(Count::Expired),
             replies_dropped: self.get(Count::RepliesDropped),
+            cancelled: self.get(Count::Cancelled),
+            replayed: self.get(Count::Replayed),
         }
     }
 

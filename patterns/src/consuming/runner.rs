@@ -58,7 +58,11 @@ impl Settings {
         })
     }
 
-    fn check(self) -> Result<()> {
+    pub(crate) fn options(self) -> ConsumerOptions {
+        ConsumerOptions::default().with_prefetch(self.prefetch())
+    }
+
+    pub(crate) fn check(self) -> Result<()> {
         if (1..=Semaphore::MAX_PERMITS).contains(&self.concurrency) {
             return Ok(());
         }
@@ -86,14 +90,19 @@ impl<P: Process> Runner<P> {
         queue: &str,
     ) -> Result<Running> {
         self.settings.check()?;
-        let options = ConsumerOptions::default().with_prefetch(self.settings.prefetch());
-        let consumer = transport.consumer(queue, options).await?;
+        let consumer = transport.consumer(queue, self.settings.options()).await?;
+        Ok(self.run(consumer, queue))
+    }
+
+    /// Begins to handle what `consumer` gives, whose options are [`Settings::options`]; it takes from
+    /// `queue`, and perhaps from others.
+    pub(crate) fn run(self, consumer: Consumer, queue: &str) -> Running {
         let (stop, kill) = (CancellationToken::new(), CancellationToken::new());
         let (state, watched) = watch::channel(State::Running);
         let counters = Arc::clone(&self.counters);
         let work = Arc::new(Work { runner: self, kill: kill.clone() });
         let task = tokio::spawn(run(work, consumer, state, stop.clone()));
-        Ok(Running::new(queue.into(), counters, watched, stop, kill, task))
+        Running::new(queue.into(), counters, watched, stop, kill, task)
     }
 }
 

@@ -18,6 +18,7 @@ struct Inner {
     envelope: Arc<Envelope>,
     info: DeliveryInfo,
     env: Env,
+    deadline: Option<DateTime<Utc>>,
     /// Of all handlers; one of them must not cancel the others.
     given_up: CancellationToken,
     /// Its own, made when it asks.
@@ -31,8 +32,34 @@ impl Context {
         env: Env,
         given_up: &CancellationToken,
     ) -> Self {
+        let deadline = envelope.message.deadline;
+        Self::until(deadline, envelope, info, env, given_up)
+    }
+
+    /// A context whose deadline is another than the message's own.
+    pub(crate) fn until(
+        deadline: Option<DateTime<Utc>>,
+        envelope: Arc<Envelope>,
+        info: DeliveryInfo,
+        env: Env,
+        given_up: &CancellationToken,
+    ) -> Self {
         let (given_up, cancellation) = (given_up.clone(), OnceLock::new());
-        Self(Arc::new(Inner { envelope, info, env, given_up, cancellation }))
+        Self(Arc::new(Inner { envelope, info, env, deadline, given_up, cancellation }))
+    }
+
+    pub(crate) fn envelope(&self) -> &Arc<Envelope> {
+        &self.0.envelope
+    }
+
+    /// Tells the handler that nobody waits for it any more.
+    pub(crate) fn cancel(&self) {
+        self.cancellation().cancel();
+    }
+
+    /// Whether two contexts are of one and the same delivery.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// The message as it came: body, properties and headers.
@@ -88,7 +115,7 @@ impl Context {
     /// When the answer is of no use any more.
     #[must_use]
     pub fn deadline(&self) -> Option<DateTime<Utc>> {
-        self.message().deadline
+        self.0.deadline
     }
 
     /// How long until the [`deadline`](Self::deadline); zero when it has passed.
@@ -104,8 +131,10 @@ impl Context {
         &self.0.env
     }
 
-    /// Cancelled when the handler is given up: it is dropped at its next await then. For work that
-    /// the handler started elsewhere.
+    /// Cancelled when the work is of no use any more. In a server: when the caller gave up the call,
+    /// or its deadline passed; the handler goes on unless it looks. Everywhere: when the handler
+    /// itself is given up, because its server or worker stops; it is dropped at its next await
+    /// then, and the token is for work that it started elsewhere.
     #[must_use]
     pub fn cancellation(&self) -> &CancellationToken {
         self.0.cancellation.get_or_init(|| self.0.given_up.child_token())

@@ -3,7 +3,12 @@ use std::{borrow::Cow, error::Error, fmt, str::FromStr, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use super::codes;
-use crate::{codec::CodecError, error::PublishError, rpc::RpcError, streaming::StreamError};
+use crate::{
+    codec::CodecError,
+    error::PublishError,
+    rpc::{Detail, DomainError, RpcError},
+    streaming::StreamError,
+};
 
 /// What kind of failure it is, as far as somebody must act on it.
 ///
@@ -126,6 +131,7 @@ pub struct HandlerError {
     code: Cow<'static, str>,
     message: Cow<'static, str>,
     retry_after: Option<Duration>,
+    detail: Option<Detail>,
 }
 
 impl HandlerError {
@@ -136,6 +142,7 @@ impl HandlerError {
             code: Cow::Borrowed(class.as_str()),
             message: message.into(),
             retry_after: None,
+            detail: None,
         }
     }
 
@@ -165,6 +172,14 @@ impl HandlerError {
         message: impl Into<Cow<'static, str>>,
     ) -> Self {
         Self::new(ErrorClass::Rejected, message).with_code(code)
+    }
+
+    /// A business answer whose error has a type: it comes back to the caller of a service as what it
+    /// is, by [`RpcError::domain`].
+    pub fn domain<E: DomainError>(error: E) -> Self {
+        let mut rejected = Self::rejected(error.code(), error.to_string());
+        rejected.detail = Some(Detail::new(error));
+        rejected
     }
 
     /// What it is about does not exist.
@@ -231,6 +246,11 @@ impl HandlerError {
     #[must_use]
     pub const fn retry_after(&self) -> Option<Duration> {
         self.retry_after
+    }
+
+    /// What its domain error holds.
+    pub(crate) const fn detail(&self) -> Option<&Detail> {
+        self.detail.as_ref()
     }
 }
 
@@ -315,8 +335,11 @@ mod tests {
 
     #[test]
     fn errors_of_postrider_keep_their_class_and_others_their_chain() {
-        let rejected =
-            RpcError::Rejected { code: "OUT_OF_STOCK".to_owned(), message: "none left".to_owned() };
+        let rejected = RpcError::Rejected {
+            code: "OUT_OF_STOCK".to_owned(),
+            message: "none left".to_owned(),
+            detail: None,
+        };
         let error = HandlerError::from(rejected);
         assert_eq!((error.class(), error.code()), (ErrorClass::Rejected, "OUT_OF_STOCK"));
 

@@ -31,6 +31,8 @@ pub use error::{ErrorClass, HandlerError, UnknownClass};
 pub mod codes {
     /// A request names a method that the service does not have.
     pub const UNKNOWN_METHOD: &str = "UNKNOWN_METHOD";
+    /// A request wants one reply of a method that answers by a stream.
+    pub const STREAM_REQUIRED: &str = "STREAM_REQUIRED";
     /// The parameters of a request are not what its method takes.
     pub const INVALID_PARAMS: &str = "INVALID_PARAMS";
     /// A body cannot be decoded.

@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
+use super::{DomainError, RejectionDetail};
 use crate::{
     codec::CodecError,
     handler::{ErrorClass, class_of},
@@ -51,6 +52,8 @@ pub enum RpcError {
         code: String,
         /// What it says to people.
         message: String,
+        /// What the service's error holds, where it has a type; [`domain`](Self::domain) reads it.
+        detail: Option<RejectionDetail>,
     },
     /// The service failed.
     #[error("the service failed, {code}: {message}")]
@@ -70,6 +73,18 @@ pub enum RpcError {
         /// What happened.
         cause: String,
     },
+    /// A streamed reply ended before its end. What came before is good, and `resume_from` of its
+    /// items did.
+    #[error("the stream broke off after {resume_from} items: {reason}")]
+    StreamBroken {
+        /// The number of the first item that did not come, from 0.
+        resume_from: u64,
+        /// How that is known.
+        reason: String,
+    },
+    /// The call was cancelled by its own handle. It may have been handled all the same.
+    #[error("the call was cancelled")]
+    Cancelled,
     /// The parameters cannot be written or the reply cannot be read.
     #[error("call: {0}")]
     Codec(#[from] CodecError),
@@ -89,7 +104,8 @@ impl RpcError {
             Self::Throttled { .. } => ErrorClass::Throttled,
             Self::Rejected { .. } => ErrorClass::Rejected,
             Self::Failed { class, .. } => *class,
-            Self::Unknown { .. } => ErrorClass::Unknown,
+            Self::Unknown { .. } | Self::StreamBroken { .. } => ErrorClass::Unknown,
+            Self::Cancelled => ErrorClass::Cancelled,
             Self::Codec(_) => ErrorClass::Invalid,
             Self::Transport(error) => class_of(error.kind()),
         }
@@ -111,5 +127,13 @@ impl RpcError {
             Self::Failed { retry_after, .. } => *retry_after,
             _ => None,
         }
+    }
+
+    /// The service's own error, where it was rejected with one of type `E`.
+    #[must_use]
+    pub fn domain<E: DomainError>(&self) -> Option<E> {
+        let Self::Rejected { code, detail: Some(detail), .. } = self else { return None };
+        // Another error may read as this one; its code says which it is.
+        detail.read::<E>().ok().filter(|error| error.code() == *code)
     }
 }

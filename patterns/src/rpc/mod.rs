@@ -4,8 +4,17 @@
 //! methods of a service. Every call ends: with its reply, with the error that the service gave, at
 //! once with [`RpcError::Unavailable`] when nobody serves it (within half a second or so when the
 //! last server has just gone), or with [`RpcError::TimedOut`]. A call that was given up leaves
-//! nothing behind. Requests are handled at least once: one that is delivered again after a crash,
-//! or whose reply could not be published, is run again.
+//! nothing behind, and its server is told. Requests are handled at least once: one that is delivered
+//! again after a crash, or whose reply could not be published, is run again, unless its method is
+//! idempotent and the reply is in the server's [`Inbox`].
+//!
+//! | to | by |
+//! |---|---|
+//! | call and wait | [`RpcClient::call`] |
+//! | begin a call and wait later | [`RpcClient::call_async`] |
+//! | make many calls with one deadline | [`RpcClient::call_batch`] |
+//! | ask every server, or several services | [`RpcClient::gather`], [`RpcClient::gather_from`] |
+//! | take a reply of many items | [`RpcClient::call_stream`] |
 //!
 //! # Example: a service and a call
 //!
@@ -45,16 +54,23 @@
 //! # }
 //! ```
 
-mod call;
 mod client;
+mod control;
+mod domain_error;
 mod error;
-mod pending;
-mod presence;
 mod request;
 mod server;
 mod wire;
 
-pub use client::{CallOptions, RpcClient, RpcClientBuilder, RpcClientStats};
+pub use client::{
+    Answer, BatchOptions, CallHandle, CallOptions, Gather, GatherFailure, Gathered, ReplyStream,
+    RpcClient, RpcClientBuilder, RpcClientStats, StreamOptions,
+};
+pub(crate) use domain_error::Detail;
+pub use domain_error::{DomainError, RejectionDetail};
 pub use error::RpcError;
 pub use request::Request;
-pub use server::RpcServer;
+pub use server::{
+    Claim, InMemoryInbox, Inbox, InboxKey, MethodDescription, RpcServer, ServiceDescription,
+    StoredReply,
+};

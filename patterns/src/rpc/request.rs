@@ -22,6 +22,10 @@ use serde::{Serialize, de::DeserializeOwned};
 pub trait Request: Serialize + DeserializeOwned + Send + Sync + 'static {
     /// The name of the method on the wire.
     const METHOD: &'static str;
-    /// What the method answers.
+    /// Whether handling it twice is as good as handling it once. Then a client sends it again when
+    /// its outcome is unknown, and a server that has handled it gives the reply that it stored.
+    /// Default: false.
+    const IDEMPOTENT: bool = false;
+    /// What the method answers; of a method that answers by a stream, one item.
     type Reply: Serialize + DeserializeOwned + Send + 'static;
 }

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use postrider_core::{HeaderValue, Message};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::RpcError;
+use super::{RejectionDetail, RpcError};
 use crate::{
     codec::{Codec, CodecError, Limits, read_or_default},
     handler::{ErrorClass, HandlerError},
@@ -88,8 +88,15 @@ pub(super) fn encode_error(
 }
 
 /// Adds what the body of an error reply has no place for.
-pub(super) fn mark_error(message: Message, error: &HandlerError) -> Message {
-    let message = message.with_header(headers::ERROR_CLASS, error.class().as_str());
+pub(super) fn mark_error(mut message: Message, codec: Codec, error: &HandlerError) -> Message {
+    message.headers.set(headers::ERROR_CLASS, error.class().as_str());
+    match error.detail().map(|detail| detail.header(codec)) {
+        Some(Ok(detail)) => message.headers.set(headers::ERROR_DETAIL, detail),
+        Some(Err(failed)) => {
+            tracing::error!(%error, %failed, "a domain error goes without what it holds");
+        }
+        None => {}
+    }
     match error.retry_after() {
         Some(time) => {
             let millis = i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
@@ -134,7 +141,7 @@ pub(super) fn decode_reply<R: DeserializeOwned>(
             let body: ReplyData<R> = codec.read(&message.body, limits)?;
             Ok(read_or_default(body.data)?)
         }
-        "error" => Err(reply_error(message, head)),
+        "error" => Err(reply_error(message, codec, head)),
         other => Err(RpcError::Failed {
             class: ErrorClass::Unknown,
             code: ErrorClass::Unknown.as_str().to_owned(),
@@ -146,7 +153,7 @@ pub(super) fn decode_reply<R: DeserializeOwned>(
 
 /// The class stands in a header. A plain service sends none: its code may be that of a class, and
 /// else it is one of its domain.
-fn reply_error(reply: &Message, head: ReplyHead<'_>) -> RpcError {
+fn reply_error(reply: &Message, codec: Codec, head: ReplyHead<'_>) -> RpcError {
     let message = head.message.unwrap_or_default();
     let code = match head.code {
         Some(Code::Text(code)) => Some(code),
@@ -162,7 +169,9 @@ fn reply_error(reply: &Message, head: ReplyHead<'_>) -> RpcError {
         .unwrap_or(ErrorClass::Rejected);
     let code = code.unwrap_or_else(|| class.as_str().to_owned());
     if class == ErrorClass::Rejected {
-        return RpcError::Rejected { code, message };
+        let detail = reply.headers.get(headers::ERROR_DETAIL);
+        let detail = detail.and_then(|detail| RejectionDetail::of(codec, detail));
+        return RpcError::Rejected { code, message, detail };
     }
     let retry_after = reply
         .headers
@@ -210,7 +219,7 @@ mod tests {
     fn the_class_and_the_wait_travel_in_headers() {
         let error = HandlerError::throttled("full", Duration::from_millis(1_500));
         let body = encode_error(Codec::Json, Limits::default(), "QUOTA", "full").unwrap();
-        let message = mark_error(Message::new(body), &error);
+        let message = mark_error(Message::new(body), Codec::Json, &error);
         let decoded = decode_reply::<u32>(&message, Limits::default()).unwrap_err();
         assert_eq!(decoded.class(), ErrorClass::Throttled);
         assert_eq!(decoded.code(), "QUOTA");

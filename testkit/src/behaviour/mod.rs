@@ -7,6 +7,8 @@
 //! every supported broker does, with bounds that hold in real time.
 
 mod admin;
+#[cfg(feature = "patterns")]
+mod calls;
 mod churn;
 mod closing;
 mod confirms;
@@ -141,6 +143,8 @@ pub fn behaviours() -> Vec<Behaviour> {
         watermill::behaviours(),
         churn::behaviours(),
         faults::behaviours(),
+        #[cfg(feature = "patterns")]
+        calls::behaviours(),
     ]
     .into_iter()
     .flatten()
@@ -159,8 +163,9 @@ mod tests {
         let names: HashSet<_> = behaviours.iter().map(Behaviour::name).collect();
         assert_eq!(names.len(), behaviours.len());
         for name in names {
-            // The fault scenarios have rooms of their own.
+            // The fault scenarios and the calls have rooms of their own.
             let name = name.strip_prefix("faults::").unwrap_or(name);
+            let name = name.strip_prefix("calls::").unwrap_or(name);
             assert_eq!(name.split("::").count(), 2, "{name}");
         }
     }

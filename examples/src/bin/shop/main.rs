@@ -12,7 +12,6 @@
 
 mod book;
 mod contract;
-mod input;
 mod inventory;
 mod notification;
 mod order;
@@ -25,13 +24,12 @@ mod shipping;
 #[cfg(test)]
 mod tests;
 mod trade;
-mod units;
 
 use std::{error::Error, fs, io::Write, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::Parser;
 use postrider::{Codec, Env};
-use postrider_examples::BrokerArgs;
+use postrider_examples::{BrokerArgs, input, units};
 
 use crate::{
     book::Board,

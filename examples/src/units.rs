@@ -7,11 +7,15 @@ use serde::{Deserialize, Serialize};
 /// An amount of money in cents, exact.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(transparent)]
-pub(crate) struct Cents(pub(crate) u64);
+pub struct Cents(
+    /// How many cents.
+    pub u64,
+);
 
 impl Cents {
     /// Reads dollars such as `11.77`, `12` or `0.5`. A third decimal is refused, not rounded.
-    pub(crate) fn from_dollars(text: &str) -> Option<Self> {
+    #[must_use]
+    pub fn from_dollars(text: &str) -> Option<Self> {
         let (dollars, cents) = text.split_once('.').unwrap_or((text, "0"));
         let scale = match cents.len() {
             1 => 10,
@@ -46,11 +50,12 @@ impl Sum for Cents {
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
 #[serde(transparent)]
-pub(crate) struct Day(u32);
+pub struct Day(u32);
 
 impl Day {
     /// Reads `yyyymmdd`; `None` for a day that does not exist.
-    pub(crate) fn parse(text: &str) -> Option<Self> {
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
         if text.len() != 8 {
             return None;
         }
@@ -67,7 +72,9 @@ impl Day {
         (1..=length).contains(&of_month).then_some(day)
     }
 
-    const fn parts(self) -> (u32, u32, u32) {
+    /// Year, month and day of the month, from 1.
+    #[must_use]
+    pub const fn parts(self) -> (u32, u32, u32) {
         (self.0 / 10_000, self.0 / 100 % 100, self.0 % 100)
     }
 }
@@ -80,12 +87,14 @@ impl fmt::Display for Day {
 }
 
 /// Digits and nothing else: no sign, no blank.
-pub(crate) fn digits(text: &str) -> Option<u64> {
+#[must_use]
+pub fn digits(text: &str) -> Option<u64> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
 }
 
 /// A number for people: `6,919`.
-pub(crate) fn grouped(number: u64) -> String {
+#[must_use]
+pub fn grouped(number: u64) -> String {
     let plain = number.to_string();
     let mut text = String::with_capacity(plain.len() + plain.len() / 3);
     for (index, digit) in plain.chars().enumerate() {

@@ -12,19 +12,24 @@ use crate::units::{Cents, Day, digits};
 
 /// One purchase of the past.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Purchase {
-    pub(crate) customer: u32,
-    pub(crate) day: Day,
-    pub(crate) cds: u32,
-    pub(crate) price: Cents,
+pub struct Purchase {
+    /// Who bought.
+    pub customer: u32,
+    /// When.
+    pub day: Day,
+    /// How many CDs.
+    pub cds: u32,
+    /// For how much.
+    pub price: Cents,
 }
 
 /// A line that is no purchase.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct BadLine {
+pub struct BadLine {
     /// Its number, from 1.
-    pub(crate) number: usize,
-    pub(crate) problem: String,
+    pub number: usize,
+    /// Why it is none.
+    pub problem: String,
 }
 
 impl fmt::Display for BadLine {
@@ -35,15 +40,17 @@ impl fmt::Display for BadLine {
 
 /// What a file holds.
 #[derive(Debug, Default)]
-pub(crate) struct Input {
+pub struct Input {
     /// In the order of their days, as the shop once saw them; within a day as in the file.
-    pub(crate) purchases: Vec<Purchase>,
-    pub(crate) bad_lines: Vec<BadLine>,
+    pub purchases: Vec<Purchase>,
+    /// In the order of the file.
+    pub bad_lines: Vec<BadLine>,
 }
 
 impl Input {
     /// Reads the contents of a file. Nothing in it stops the reading.
-    pub(crate) fn parse(contents: &[u8]) -> Self {
+    #[must_use]
+    pub fn parse(contents: &[u8]) -> Self {
         let mut input = Self::default();
         for (number, line) in (1..).zip(contents.split(|byte| *byte == b'\n')) {
             match parse_line(line, number == 1) {
@@ -57,7 +64,8 @@ impl Input {
     }
 
     /// How many different customers bought.
-    pub(crate) fn customers(&self) -> usize {
+    #[must_use]
+    pub fn customers(&self) -> usize {
         let customers: HashSet<_> = self.purchases.iter().map(|one| one.customer).collect();
         customers.len()
     }
@@ -101,7 +109,7 @@ fn no(what: &str, text: &str) -> String {
 mod tests {
     use super::*;
 
-    const SAMPLE: &[u8] = include_bytes!("../../../data/CDNOW_sample.txt");
+    const SAMPLE: &[u8] = include_bytes!("../data/CDNOW_sample.txt");
 
     fn only(line: &str) -> Result<Purchase, String> {
         let mut input = Input::parse(line.as_bytes());

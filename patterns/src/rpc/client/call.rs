@@ -1,21 +1,30 @@
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use tokio::time::Instant;
 
-use super::RpcError;
+use crate::rpc::RpcError;
 
 /// One call, and the texts of its failures.
+#[derive(Debug)]
 pub(super) struct Call<'a> {
-    pub(super) service: &'a str,
-    pub(super) method: &'a str,
+    pub(super) service: Cow<'a, str>,
+    pub(super) method: Cow<'a, str>,
     pub(super) queue: String,
     pub(super) timeout: Duration,
     pub(super) until: Instant,
+    pub(super) idempotent: bool,
 }
 
 impl Call<'_> {
+    /// The same call for a task of its own.
+    pub(super) fn into_owned(self) -> Call<'static> {
+        let Self { service, method, queue, timeout, until, idempotent } = self;
+        let (service, method) = (service.into_owned().into(), method.into_owned().into());
+        Call { service, method, queue, timeout, until, idempotent }
+    }
+
     fn unavailable(&self, sent: bool, reason: String) -> RpcError {
-        RpcError::Unavailable { service: self.service.to_owned(), reason, sent }
+        RpcError::Unavailable { service: self.service.to_string(), reason, sent }
     }
 
     /// Before it was sent: the service has no queue.
@@ -27,6 +36,11 @@ impl Call<'_> {
     pub(super) fn no_consumer(&self) -> RpcError {
         let reason = format!("nobody serves it (queue '{}' has no consumer)", self.queue);
         self.unavailable(false, reason)
+    }
+
+    /// Its request to all servers of the service found none.
+    pub(super) fn no_instance(&self) -> RpcError {
+        self.unavailable(false, "none of its servers takes requests to all of them".to_owned())
     }
 
     /// It had no time left before the broker took it.
@@ -58,8 +72,8 @@ impl Call<'_> {
     /// After it was sent: no reply came in time.
     pub(super) fn timed_out(&self) -> RpcError {
         RpcError::TimedOut {
-            service: self.service.to_owned(),
-            method: self.method.to_owned(),
+            service: self.service.to_string(),
+            method: self.method.to_string(),
             after: self.timeout,
         }
     }

@@ -1,0 +1,70 @@
+//! What the tests over RabbitMQ share.
+#![allow(dead_code)] // Each test file uses a part of it.
+
+use std::{env, time::Duration};
+
+use postrider_testkit::rabbitmq::Management;
+use tokio::time::{sleep, timeout};
+
+/// How long anything may take that should happen at once.
+pub(crate) const SOON: Duration = Duration::from_secs(60);
+
+/// A virtual host for one test, with a user of the same name for the program under test.
+pub(crate) struct VirtualHost {
+    name: String,
+    management: Management,
+}
+
+impl VirtualHost {
+    pub(crate) async fn new() -> Self {
+        let name = format!("test-{}", postrider::Env::system().new_id());
+        let management = Management::new(&variable("POSTRIDER_AMQP_MANAGEMENT_URL"));
+        let host = Self { name, management };
+        host.management.make_virtual_host(&host.name).await.expect("a virtual host");
+        host.management.make_user(&host.name).await.expect("a user");
+        for user in [&host.name, "guest"] {
+            host.management.permit(user, &host.name, true).await.expect("permissions");
+        }
+        host
+    }
+
+    /// The URL of the broker with this virtual host, for a user whose password is its name.
+    pub(crate) fn url(&self, user: &str) -> String {
+        let url = variable("POSTRIDER_AMQP_URL");
+        let (_, host) = url.rsplit_once('@').expect("a URL with credentials");
+        format!("amqp://{user}:{user}@{host}/{}", self.name)
+    }
+
+    pub(crate) fn users_url(&self) -> String {
+        self.url(&self.name)
+    }
+
+    /// Has the broker close the connections of the program, and says how many there were.
+    pub(crate) async fn lose_the_program(&self) -> usize {
+        let closing = async {
+            loop {
+                let found = self.management.connections(&self.name).await;
+                let found = found.expect("the management API").len();
+                // While it reconnects there is nothing to close, and nothing that tells of it.
+                if found == 0 {
+                    sleep(Duration::from_millis(20)).await;
+                    continue;
+                }
+                self.management.close_all(&self.name).await.expect("the management API");
+                return found;
+            }
+        };
+        timeout(SOON, closing).await.expect("the program connects again")
+    }
+
+    pub(crate) async fn remove(self) {
+        self.management.remove_user(&self.name).await.expect("the user goes");
+        self.management.remove_virtual_host(&self.name).await.expect("the virtual host goes");
+    }
+}
+
+pub(crate) fn variable(name: &str) -> String {
+    env::var(name).unwrap_or_else(|_| {
+        panic!("{name} is not set; start the broker by `eval \"$(scripts/brokers up)\"`")
+    })
+}

@@ -1,0 +1,326 @@
+//! What is done with one request.
+
+use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
+
+use chrono::{DateTime, Utc};
+use postrider_core::{DeliveryInfo, Envelope, HeaderValue, Message};
+use tokio::{sync::watch, time::sleep};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::{
+    calls::{Calls, InHand},
+    inbox::{Claim, Inbox, InboxKey, StoredReply},
+    method::{Answer, Method},
+    replies::Replies,
+    streaming::Streaming,
+};
+use crate::{
+    codec::Codec,
+    consuming::{Count, Disposition, Process, catch_panic},
+    handler::{Context, ErrorClass, HandlerError, codes},
+    headers,
+    rpc::{
+        control::{self, Instance},
+        wire::RequestHead,
+    },
+};
+
+/// Answers one request after the other.
+pub(super) struct Serve {
+    pub(super) service: String,
+    pub(super) methods: HashMap<String, Method>,
+    pub(super) replies: Replies,
+    pub(super) inbox: Arc<dyn Inbox>,
+    pub(super) calls: Arc<Calls>,
+    pub(super) instance: Instance,
+    pub(super) clock_tolerance: Duration,
+    /// Ends the task that hears what clients say.
+    pub(super) _listening: DropGuard,
+}
+
+/// A request that can be read.
+struct Request<'a> {
+    message: &'a Message,
+    codec: Codec,
+    method: &'a str,
+    /// Whether it went to every server.
+    to_all: bool,
+}
+
+impl Process for Serve {
+    async fn process(
+        &self,
+        envelope: &Arc<Envelope>,
+        info: &DeliveryInfo,
+        cancellation: &CancellationToken,
+    ) -> Disposition {
+        let message = &envelope.message;
+        let (codec, head) = match self.read(message) {
+            Ok(read) => read,
+            Err(error) => return self.undecodable(message, error).await,
+        };
+        let to_all = *info.queue == *self.instance.all;
+        let request = Request { message, codec, method: &head.method, to_all };
+        let deadline = self.deadline(message);
+        if deadline.is_some_and(|deadline| deadline <= self.replies.env.timestamp()) {
+            self.count(Count::Expired);
+            let late = HandlerError::new(
+                ErrorClass::DeadlineExceeded,
+                "the request's deadline had passed before it was handled",
+            );
+            return self.refuse(&request, &late).await;
+        }
+        let Some(method) = self.methods.get(request.method) else {
+            let unknown =
+                HandlerError::unsupported(format!("there is no method '{}'", request.method));
+            return self.refuse(&request, &unknown.with_code(codes::UNKNOWN_METHOD)).await;
+        };
+        let credit = control::credit_of(message).filter(|_| method.streams).map(watch::channel);
+        let (credit, granted) = credit.unzip();
+        if method.streams && credit.is_none() {
+            let once = HandlerError::unsupported("it answers by a stream; ask for one");
+            return self.refuse(&request, &once.with_code(codes::STREAM_REQUIRED)).await;
+        }
+        let env = self.replies.env.clone();
+        let envelope = Arc::clone(envelope);
+        let context = Context::until(deadline, envelope, info.clone(), env, cancellation);
+        let Some(in_hand) = self.calls.begin(context.envelope(), &context, credit) else {
+            self.count(Count::Cancelled);
+            return Disposition::Ack;
+        };
+        let work = Work { serve: self, request, method, context: &context, in_hand: &in_hand };
+        if let Some(key) = work.inbox_key() {
+            work.once_for(&key).await
+        } else if let Some(granted) = granted {
+            work.stream(granted).await
+        } else {
+            let outcome = work.run().await;
+            work.answer(outcome).await
+        }
+    }
+}
+
+impl Serve {
+    fn count(&self, count: Count) {
+        self.replies.counters.add(count);
+    }
+
+    fn read<'a>(&self, request: &'a Message) -> Result<(Codec, RequestHead<'a>), HandlerError> {
+        let codec = Codec::of(request.content_type.as_deref(), &request.body)
+            .map_err(|error| HandlerError::undecodable(&error))?;
+        let head = codec
+            .read(&request.body, self.replies.limits)
+            .map_err(|error| HandlerError::undecodable(&error))?;
+        Ok((codec, head))
+    }
+
+    /// When the reply is of no use any more, by our clock: at the caller's deadline, within the
+    /// tolerance for its clock, but not later than the time that it gave the request.
+    fn deadline(&self, request: &Message) -> Option<DateTime<Utc>> {
+        let deadline = request.deadline?;
+        let deadline = deadline.checked_add_signed(signed(self.clock_tolerance))?;
+        // A streamed reply may take longer than the request may wait.
+        let budget = request.ttl.filter(|_| control::credit_of(request).is_none());
+        let by_budget = budget
+            .and_then(|budget| self.replies.env.timestamp().checked_add_signed(signed(budget)));
+        Some(by_budget.map_or(deadline, |by_budget| deadline.min(by_budget)))
+    }
+
+    async fn undecodable(&self, request: &Message, error: HandlerError) -> Disposition {
+        let Some(reply) = self.replies.written(Codec::Json, Err(&error)) else {
+            return Disposition::DeadLetter(error);
+        };
+        match self.replies.publish(request, reply).await.into() {
+            Disposition::Ack => Disposition::DeadLetter(error),
+            other => other,
+        }
+    }
+
+    /// Answers a request that is not run.
+    async fn refuse(&self, request: &Request<'_>, error: &HandlerError) -> Disposition {
+        match self.replies.written(request.codec, Err(error)) {
+            Some(reply) => self.publish(request, reply).await,
+            None => Disposition::Ack,
+        }
+    }
+
+    async fn publish(&self, request: &Request<'_>, mut reply: Message) -> Disposition {
+        if request.to_all {
+            reply.headers.set(headers::INSTANCE, self.instance.id.clone());
+        }
+        if request.message.reply_to.is_none() {
+            if let Some(class) = reply.headers.get(headers::ERROR_CLASS) {
+                tracing::warn!(
+                    ?class,
+                    method = request.method,
+                    "a request without reply-to failed"
+                );
+            }
+            return Disposition::Ack;
+        }
+        self.replies.publish(request.message, reply).await.into()
+    }
+}
+
+/// A request that is to be run.
+struct Work<'a> {
+    serve: &'a Serve,
+    request: Request<'a>,
+    method: &'a Method,
+    context: &'a Context,
+    in_hand: &'a InHand<'a>,
+}
+
+impl Work<'_> {
+    /// Runs the method. From its deadline on the handler sees that nobody waits for it.
+    async fn run(&self) -> Result<Answer, HandlerError> {
+        let Self { serve, request, method, context, .. } = self;
+        let (codec, limits) = (request.codec, serve.replies.limits);
+        let running = async { method.run(codec, limits, Context::clone(context)).await };
+        let mut running = pin!(catch_panic(running));
+        if let Some(left) = context.remaining() {
+            tokio::select! {
+                biased;
+                outcome = &mut running => return outcome,
+                () = sleep(left) => context.cancel(),
+            }
+        }
+        running.await
+    }
+
+    async fn answer(&self, outcome: Result<Answer, HandlerError>) -> Disposition {
+        match self.written(outcome) {
+            Some(reply) => self.publish(reply).await,
+            None => Disposition::Ack,
+        }
+    }
+
+    fn written(&self, outcome: Result<Answer, HandlerError>) -> Option<Message> {
+        let outcome = outcome.and_then(|answer| match answer {
+            Answer::Once(body) => Ok(body),
+            Answer::Stream(_) => Err(HandlerError::internal("a stream where one reply was due")),
+        });
+        self.serve.replies.written(self.request.codec, outcome.as_ref())
+    }
+
+    /// Publishes the reply, unless nobody waits for it.
+    async fn publish(&self, reply: Message) -> Disposition {
+        if self.in_hand.is_given_up() {
+            self.serve.count(Count::Cancelled);
+            return Disposition::Ack;
+        }
+        self.serve.publish(&self.request, reply).await
+    }
+
+    async fn stream(&self, credit: watch::Receiver<u64>) -> Disposition {
+        let Self { serve, request, context, .. } = self;
+        let outcome = self.run().await;
+        if self.in_hand.is_given_up() {
+            serve.count(Count::Cancelled);
+            return Disposition::Ack;
+        }
+        let items = match outcome {
+            Ok(Answer::Stream(items)) => items,
+            other => return self.answer(other).await,
+        };
+        let streaming = Streaming {
+            replies: &serve.replies,
+            request: request.message,
+            codec: request.codec,
+            control_queue: &serve.instance.control,
+            run: serve.replies.env.new_id().to_string(),
+            credit,
+            cancellation: context.cancellation(),
+        };
+        let sending = streaming.send(items);
+        let ended = match context.remaining() {
+            None => Some(sending.await),
+            Some(left) => tokio::time::timeout(left, sending).await.ok(),
+        };
+        if self.in_hand.is_given_up() {
+            serve.count(Count::Cancelled);
+        }
+        ended.unwrap_or(Disposition::Ack)
+    }
+
+    /// What the request is known by, where it is one that is handled once.
+    fn inbox_key(&self) -> Option<InboxKey> {
+        let Self { serve, request: Request { message, method, to_all, .. }, .. } = self;
+        if !self.method.idempotent || *to_all {
+            return None;
+        }
+        let text = |name| message.headers.get(name).and_then(HeaderValue::as_text);
+        let (caller, key) = match text(headers::IDEMPOTENCY_KEY) {
+            Some(key) => (text(headers::CALLER).unwrap_or_default(), key),
+            None => ("", message.message_id.as_deref()?),
+        };
+        Some(InboxKey::new(&*serve.service, *method, caller, key))
+    }
+
+    /// Runs the method unless that was done before; then the reply of that time is given again.
+    async fn once_for(&self, key: &InboxKey) -> Disposition {
+        let inbox = &*self.serve.inbox;
+        // Another copy may be at work, for longer than this one may wait.
+        let left = self.context.remaining().unwrap_or(Duration::MAX);
+        let claim = tokio::select! {
+            biased;
+            () = self.context.cancellation().cancelled() => {
+                self.serve.count(Count::Cancelled);
+                return Disposition::Ack;
+            }
+            claim = inbox.claim(key) => claim,
+            () = sleep(left) => Err(HandlerError::new(
+                ErrorClass::DeadlineExceeded,
+                "another copy of the request was at work until its deadline",
+            )),
+        };
+        match claim {
+            Err(error) => return self.answer(Err(error)).await,
+            Ok(Claim::Replay(reply)) => {
+                self.serve.count(Count::Replayed);
+                return self.publish(replayed(reply)).await;
+            }
+            Ok(Claim::Handle) => {}
+        }
+        let claimed = Claimed { inbox, key };
+        let outcome = self.run().await;
+        let lasting = match &outcome {
+            Ok(_) => true,
+            Err(error) => error.class() == ErrorClass::Rejected,
+        };
+        let Some(reply) = self.written(outcome) else { return Disposition::Ack };
+        // Before the reply is published, so that a crash in between leaves it to be given again.
+        if lasting && let Err(error) = inbox.store(key, stored(&reply)).await {
+            tracing::error!(%error, "a reply could not be stored; its request may be run again");
+        }
+        drop(claimed);
+        self.publish(reply).await
+    }
+}
+
+/// A key that was taken; it is free again when this is dropped, unless a reply is stored under it.
+struct Claimed<'a> {
+    inbox: &'a dyn Inbox,
+    key: &'a InboxKey,
+}
+
+impl Drop for Claimed<'_> {
+    fn drop(&mut self) {
+        self.inbox.release(self.key);
+    }
+}
+
+fn stored(reply: &Message) -> StoredReply {
+    let content_type = reply.content_type.as_deref().unwrap_or_default();
+    StoredReply::new(content_type, reply.body.clone(), reply.headers.clone())
+}
+
+fn replayed(stored: StoredReply) -> Message {
+    let mut reply = Message::new(stored.body).with_content_type(stored.content_type);
+    reply.headers = stored.headers;
+    reply
+}
+
+fn signed(time: Duration) -> chrono::TimeDelta {
+    chrono::TimeDelta::from_std(time).unwrap_or(chrono::TimeDelta::MAX)
+}
