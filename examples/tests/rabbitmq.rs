@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use common::{SOON, VirtualHost};
+use common::{Protocol, SOON, VirtualHost};
 use futures_util::{FutureExt, StreamExt};
 use postrider::{EventBus, RawEvent, Running, Subscription, Transport};
 use tokio::{
@@ -105,7 +105,16 @@ fn truth(table: &str) -> (Vec<&str>, u64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_shop_says_the_same_while_its_connections_are_closed() {
-    let host = VirtualHost::new().await;
+    close_connections_of_the_shop(Protocol::Amqp091).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_shop_says_the_same_while_its_connections_are_closed_over_amqp10() {
+    close_connections_of_the_shop(Protocol::Amqp10).await;
+}
+
+async fn close_connections_of_the_shop(protocol: Protocol) {
+    let host = VirtualHost::new(protocol).await;
     let mut shop = Shop::start(&host).await;
     let mut events = shop.transport.events();
     let mut closed = 0;
@@ -132,7 +141,7 @@ async fn the_shop_says_the_same_while_its_connections_are_closed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_shop_that_is_interrupted_finishes_what_it_has_in_hand() {
-    let host = VirtualHost::new().await;
+    let host = VirtualHost::new(Protocol::Amqp091).await;
     let mut shop = Shop::start(&host).await;
     shop.ships(100).await;
     interrupt(shop.process);
@@ -147,7 +156,16 @@ async fn the_shop_that_is_interrupted_finishes_what_it_has_in_hand() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_program_says_the_same_as_in_memory() {
-    let host = VirtualHost::new().await;
+    run_every_program(Protocol::Amqp091).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_program_says_the_same_as_in_memory_over_amqp10() {
+    run_every_program(Protocol::Amqp10).await;
+}
+
+async fn run_every_program(protocol: Protocol) {
+    let host = VirtualHost::new(protocol).await;
     let url = host.users_url();
     let programs = [
         env!("CARGO_BIN_EXE_rpc"),
@@ -252,9 +270,18 @@ async fn grows_to(directory: &Path, bytes: u64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_arrives_though_both_sides_are_killed_on_the_way() {
+    kill_both_sides_of_a_transfer(Protocol::Amqp091).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_arrives_though_both_sides_are_killed_on_the_way_over_amqp10() {
+    kill_both_sides_of_a_transfer(Protocol::Amqp10).await;
+}
+
+async fn kill_both_sides_of_a_transfer(protocol: Protocol) {
     const MEBIBYTE: u64 = 1024 * 1024;
     const ID: &str = "00000000-0000-0000-0000-000000000007";
-    let host = VirtualHost::new().await;
+    let host = VirtualHost::new(protocol).await;
     let directory = tempfile::tempdir().expect("a directory");
     let (film, inbox) = (directory.path().join("film.mp4"), directory.path().join("inbox"));
     let body: Vec<u8> = (0..12 * MEBIBYTE as u32).flat_map(u32::to_le_bytes).collect();
@@ -283,7 +310,7 @@ async fn a_file_arrives_though_both_sides_are_killed_on_the_way() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sender_that_is_interrupted_leaves_nothing() {
-    let host = VirtualHost::new().await;
+    let host = VirtualHost::new(Protocol::Amqp091).await;
     let directory = tempfile::tempdir().expect("a directory");
     let (film, inbox) = (directory.path().join("film.mp4"), directory.path().join("inbox"));
     fs::write(&film, vec![7; 200 * 1024 * 1024]).expect("a file for the test");

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use common::{SOON, VirtualHost, variable};
+use common::{Protocol, SOON, VirtualHost, variable};
 use futures_util::{StreamExt, stream};
 use postrider::{CallOptions, Codec, Env, RpcClient, RpcError};
 use serde_json::{Value, json};
@@ -50,10 +50,20 @@ async fn serve(url: &str) -> Child {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_in_python_is_served() {
+    serve_python(Protocol::Amqp091).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_in_python_is_served_over_amqp10() {
+    serve_python(Protocol::Amqp10).await;
+}
+
+async fn serve_python(protocol: Protocol) {
     let python = variable("POSTRIDER_PYTHON");
-    let host = VirtualHost::new().await;
-    let url = host.users_url();
-    let mut service = serve(&url).await;
+    let host = VirtualHost::new(protocol).await;
+    let mut service = serve(&host.users_url()).await;
+    // What the client speaks, whatever the service does.
+    let url = host.url_by(Protocol::Amqp091, host.name());
     let tests = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/foreign/user_service.py");
     let output = spawn_blocking(move || {
         Command::new(python).arg(tests).env("AMQP_URL", url).output().expect("Python runs")
@@ -77,11 +87,20 @@ struct Ends {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_call_has_one_definite_end_while_its_server_is_killed() {
+    kill_the_server(Protocol::Amqp091).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_call_has_one_definite_end_while_its_server_is_killed_over_amqp10() {
+    kill_the_server(Protocol::Amqp10).await;
+}
+
+async fn kill_the_server(protocol: Protocol) {
     let seed = std::env::var("POSTRIDER_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed = seed.unwrap_or_else(|| Env::system().random());
     println!("POSTRIDER_SEED={seed}");
     let moments = Env::simulated(seed);
-    let host = VirtualHost::new().await;
+    let host = VirtualHost::new(protocol).await;
     let url = host.users_url();
     let transport = postrider::connect(&host.url("guest")).await.expect("a connection");
     let client = RpcClient::builder(&transport).codec(Codec::Json).connect().await;

@@ -15,19 +15,32 @@ use postrider_testkit::{
     harness::{Harness, TestBroker},
     rabbitmq::{self, Login},
 };
-use postrider_transport_amqp091::{Amqp091, Options};
 use streams::{
     files, hostile, losses, payloads,
     world::{SOON, World},
 };
 use tokio::time::timeout;
 
-async fn connect(login: Login) -> Result<Arc<dyn Transport>> {
+/// The longest pause between two attempts to reconnect.
+const PAUSE: Duration = Duration::from_secs(1);
+
+fn url(scheme: &str, login: &Login) -> String {
     let Login { address, user, password, .. } = login;
-    let virtual_host = login.virtual_host.replace('/', "%2f");
-    let url = format!("amqp://{user}:{password}@{address}/{virtual_host}");
-    let options = Options::default().with_name(user).with_reconnect_pause(Duration::from_secs(1));
+    format!("{scheme}://{user}:{password}@{address}/{}", login.virtual_host.replace('/', "%2f"))
+}
+
+async fn amqp091(login: Login) -> Result<Arc<dyn Transport>> {
+    use postrider_transport_amqp091::{Amqp091, Options};
+    let url = url("amqp", &login);
+    let options = Options::default().with_name(login.user).with_reconnect_pause(PAUSE);
     Ok(Arc::new(Amqp091::connect_with(&url, options).await?))
+}
+
+async fn amqp10(login: Login) -> Result<Arc<dyn Transport>> {
+    use postrider_transport_amqp10::{Amqp10, Options};
+    let url = url("amqp10", &login);
+    let options = Options::default().with_name(login.user).with_reconnect_pause(PAUSE);
+    Ok(Arc::new(Amqp10::connect_with(&url, options).await?))
 }
 
 type Function = fn(World) -> LocalBoxFuture<'static, ()>;
@@ -184,10 +197,14 @@ fn main() -> ExitCode {
     // They wait more than they compute.
     arguments.test_threads.get_or_insert(8);
     let mut trials = Vec::new();
-    for harness in rabbitmq::harnesses(|login| Box::pin(connect(login)), None) {
+    let over_amqp091 = rabbitmq::harnesses(|login| Box::pin(amqp091(login)), None);
+    let over_amqp10 = rabbitmq::harnesses(|login| Box::pin(amqp10(login)), None);
+    let over_amqp091 = over_amqp091.into_iter().map(|harness| ("amqp091", harness));
+    let over_amqp10 = over_amqp10.into_iter().map(|harness| ("amqp10", harness));
+    for (protocol, harness) in over_amqp091.chain(over_amqp10) {
         for (name, function) in FUNCTIONS {
             let (harness, function) = (Arc::clone(&harness), *function);
-            let name = format!("{}::{name}", harness.name());
+            let name = format!("{protocol}::{}::{name}", harness.name());
             trials.push(Trial::test(name, move || {
                 run(&harness, function);
                 Ok(())

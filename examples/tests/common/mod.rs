@@ -9,17 +9,25 @@ use tokio::time::{sleep, timeout};
 /// How long anything may take that should happen at once.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
 
+/// How a program speaks to RabbitMQ.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Protocol {
+    Amqp091,
+    Amqp10,
+}
+
 /// A virtual host for one test, with a user of the same name for the program under test.
 pub(crate) struct VirtualHost {
     name: String,
+    protocol: Protocol,
     management: Management,
 }
 
 impl VirtualHost {
-    pub(crate) async fn new() -> Self {
+    pub(crate) async fn new(protocol: Protocol) -> Self {
         let name = format!("test-{}", postrider::Env::system().new_id());
         let management = Management::new(&variable("POSTRIDER_AMQP_MANAGEMENT_URL"));
-        let host = Self { name, management };
+        let host = Self { name, protocol, management };
         host.management.make_virtual_host(&host.name).await.expect("a virtual host");
         host.management.make_user(&host.name).await.expect("a user");
         for user in [&host.name, "guest"] {
@@ -28,11 +36,24 @@ impl VirtualHost {
         host
     }
 
+    /// Also the name and password of the program's user.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The URL of the broker with this virtual host, for a user whose password is its name.
     pub(crate) fn url(&self, user: &str) -> String {
-        let url = variable("POSTRIDER_AMQP_URL");
+        self.url_by(self.protocol, user)
+    }
+
+    /// That URL for a client of either protocol.
+    pub(crate) fn url_by(&self, protocol: Protocol, user: &str) -> String {
+        let (scheme, url) = match protocol {
+            Protocol::Amqp091 => ("amqp", variable("POSTRIDER_AMQP_URL")),
+            Protocol::Amqp10 => ("amqp10", variable("POSTRIDER_AMQP10_URL")),
+        };
         let (_, host) = url.rsplit_once('@').expect("a URL with credentials");
-        format!("amqp://{user}:{user}@{host}/{}", self.name)
+        format!("{scheme}://{user}:{user}@{host}/{}", self.name)
     }
 
     pub(crate) fn users_url(&self) -> String {
