@@ -4,8 +4,10 @@
 //! - `cargo run --release -p postrider-benches --bin compare`: the in-memory broker beside tokio's
 //!   channels;
 //! - `cargo run --release -p postrider-benches --features live-broker --bin rabbitmq`: RabbitMQ
-//!   through Postrider beside lapin, on the broker of `POSTRIDER_AMQP_URL`. Both run interleaved
-//!   rounds, see [`rounds`].
+//!   through Postrider beside lapin, on the broker of `POSTRIDER_AMQP_URL`;
+//! - `cargo run --release -p postrider-benches --features live-broker --bin streams`: a gigabyte as a
+//!   stream beside the same bytes as plain messages, with the memory of each side. All run
+//!   interleaved rounds, see [`rounds`].
 
 pub mod echo;
 pub mod in_memory;

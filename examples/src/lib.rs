@@ -12,7 +12,7 @@ use postrider::Transport;
 #[derive(Debug, Clone, clap::Args)]
 pub struct BrokerArgs {
     /// The broker's URL; memory:// is one inside this program
-    #[arg(long = "broker", value_name = "URL", default_value = "memory://")]
+    #[arg(long = "broker", value_name = "URL", default_value = "memory://", global = true)]
     #[arg(value_parser = BrokerUrl)]
     url: String,
 }

@@ -5,8 +5,12 @@
 mod common;
 
 use std::{
-    process::{Command, Output, Stdio},
+    fs,
+    io::{BufRead, BufReader, Read},
+    path::Path,
+    process::{Child, ChildStdout, Command, Output, Stdio},
     sync::Arc,
+    time::Duration,
 };
 
 use common::{SOON, VirtualHost};
@@ -15,7 +19,7 @@ use postrider::{EventBus, RawEvent, Running, Subscription, Transport};
 use tokio::{
     sync::watch,
     task::{JoinHandle, spawn_blocking},
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 /// How often the connections of the shop are closed while it runs.
@@ -79,6 +83,13 @@ fn run(program: &str, arguments: &[&str]) -> String {
     text(&output.stdout).to_owned()
 }
 
+/// Does to a process what Ctrl-C does.
+fn interrupt(process: u32) {
+    let command = format!("kill -INT {process}");
+    let interrupted = Command::new("sh").args(["-c", &command]).status();
+    assert!(interrupted.expect("a shell").success());
+}
+
 /// What the shop prints of its orders, without how long it took; and apart from that, how many
 /// duplicates were recognised.
 fn truth(table: &str) -> (Vec<&str>, u64) {
@@ -124,9 +135,7 @@ async fn the_shop_that_is_interrupted_finishes_what_it_has_in_hand() {
     let host = VirtualHost::new().await;
     let mut shop = Shop::start(&host).await;
     shop.ships(100).await;
-    let interrupted =
-        Command::new("sh").args(["-c", &format!("kill -INT {}", shop.process)]).status();
-    assert!(interrupted.expect("a shell").success());
+    interrupt(shop.process);
     let output = shop.ends().await;
     assert_eq!(output.status.code(), Some(130), "{output:?}");
     assert_eq!(text(&output.stdout), "", "no result is told of a run that was cut short");
@@ -140,13 +149,15 @@ async fn the_shop_that_is_interrupted_finishes_what_it_has_in_hand() {
 async fn every_program_says_the_same_as_in_memory() {
     let host = VirtualHost::new().await;
     let url = host.users_url();
-    for program in [
+    let programs = [
         env!("CARGO_BIN_EXE_rpc"),
         env!("CARGO_BIN_EXE_async_calls"),
         env!("CARGO_BIN_EXE_batch_calls"),
         env!("CARGO_BIN_EXE_events"),
         env!("CARGO_BIN_EXE_work_queue"),
-    ] {
+        env!("CARGO_BIN_EXE_file_transfer"),
+    ];
+    for program in programs {
         assert_eq!(
             lines(&run(program, &["--broker", &url])),
             lines(&run(program, &[])),
@@ -154,10 +165,10 @@ async fn every_program_says_the_same_as_in_memory() {
         );
     }
     // Few orders: the other tests run the shop with many.
-    let orders = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("few.txt");
+    let orders = Path::new(env!("CARGO_TARGET_TMPDIR")).join("few.txt");
     let sample = include_str!("../data/CDNOW_sample.txt");
     let few: String = sample.split_inclusive('\n').take(300).collect();
-    std::fs::write(&orders, few).expect("a file for the test");
+    fs::write(&orders, few).expect("a file for the test");
     let orders = orders.to_str().expect("a path of text");
     let shop = env!("CARGO_BIN_EXE_shop");
     let over_rabbitmq = run(shop, &["--orders", orders, "--broker", &url]);
@@ -165,11 +176,135 @@ async fn every_program_says_the_same_as_in_memory() {
     host.remove().await;
 }
 
-/// What a program says, in no order where it has none, and without ids.
+/// A side of a transfer, as a process.
+struct Side {
+    process: Child,
+    said: BufReader<ChildStdout>,
+}
+
+impl Side {
+    fn start(host: &VirtualHost, arguments: &[&str]) -> Self {
+        let mut process = Command::new(env!("CARGO_BIN_EXE_file_transfer"))
+            .args(["--broker", &host.users_url()])
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        let said = BufReader::new(process.stdout.take().expect("its output"));
+        Self { process, said }
+    }
+
+    /// A receiver that takes offers.
+    async fn receiver(host: &VirtualHost, directory: &str) -> Self {
+        let mut side = Self::start(host, &["receive", directory]);
+        let begun = spawn_blocking(move || {
+            let mut line = String::new();
+            side.said.read_line(&mut line).expect("text");
+            assert!(line.starts_with("receiving for 'files' into "), "{line}");
+            side
+        });
+        timeout(SOON, begun).await.expect("it begins").expect("it says so")
+    }
+
+    /// What else it says until its end, which is to be a good one.
+    async fn ends(self) -> String {
+        self.ends_with(0).await
+    }
+
+    async fn ends_with(mut self, code: i32) -> String {
+        let ended = spawn_blocking(move || {
+            let mut said = String::new();
+            self.said.read_to_string(&mut said).expect("text");
+            assert_eq!(self.process.wait().expect("it ends").code(), Some(code), "{said}");
+            said
+        });
+        timeout(SOON, ended).await.expect("it ends").expect("an end")
+    }
+
+    fn interrupt(&self) {
+        interrupt(self.process.id());
+    }
+
+    /// Ends it as a lack of memory would.
+    fn kill(mut self) {
+        self.process.kill().expect("it runs");
+        self.process.wait().expect("it ends");
+    }
+}
+
+/// The lengths of the files in a directory whose names end so.
+fn lengths(directory: &Path, extension: &str) -> Vec<u64> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let ours = entries.filter(|entry| entry.path().extension().is_some_and(|it| it == extension));
+    ours.filter_map(|entry| Some(entry.metadata().ok()?.len())).collect()
+}
+
+/// Waits until a transfer has so many bytes in its file.
+async fn grows_to(directory: &Path, bytes: u64) {
+    let growing = async {
+        while !lengths(directory, "part").iter().any(|length| *length >= bytes) {
+            // A file of another process tells nobody that it grows.
+            sleep(Duration::from_millis(2)).await;
+        }
+    };
+    timeout(SOON, growing).await.expect("it grows");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_arrives_though_both_sides_are_killed_on_the_way() {
+    const MEBIBYTE: u64 = 1024 * 1024;
+    const ID: &str = "00000000-0000-0000-0000-000000000007";
+    let host = VirtualHost::new().await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let (film, inbox) = (directory.path().join("film.mp4"), directory.path().join("inbox"));
+    let body: Vec<u8> = (0..12 * MEBIBYTE as u32).flat_map(u32::to_le_bytes).collect();
+    fs::write(&film, &body).expect("a file for the test");
+    let (film, into) = (film.to_str().expect("text"), inbox.to_str().expect("text"));
+    let send = ["send", film, "--id", ID];
+
+    let first = Side::receiver(&host, into).await;
+    let sender = Side::start(&host, &send);
+    grows_to(&inbox, 4 * MEBIBYTE).await;
+    sender.kill();
+    let sender = Side::start(&host, &send);
+    grows_to(&inbox, 20 * MEBIBYTE).await;
+    first.kill();
+    assert_eq!(lengths(&inbox, "part-state").len(), 1, "it is noted how far it was");
+    let second = Side::receiver(&host, into).await;
+
+    let sent = sender.ends().await;
+    assert!(sent.starts_with("sent film.mp4: 50331648 bytes, BLAKE3 "), "{sent}");
+    second.interrupt();
+    assert_eq!(second.ends().await, sent.replace("sent", "saved"));
+    assert!(fs::read(inbox.join("film.mp4")).expect("the file") == body);
+    assert_eq!(fs::read_dir(&inbox).expect("the directory").count(), 1, "nothing else is left");
+    host.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sender_that_is_interrupted_leaves_nothing() {
+    let host = VirtualHost::new().await;
+    let directory = tempfile::tempdir().expect("a directory");
+    let (film, inbox) = (directory.path().join("film.mp4"), directory.path().join("inbox"));
+    fs::write(&film, vec![7; 200 * 1024 * 1024]).expect("a file for the test");
+    let (film, into) = (film.to_str().expect("text"), inbox.to_str().expect("text"));
+    let receiver = Side::receiver(&host, into).await;
+    let sender = Side::start(&host, &["send", film]);
+    grows_to(&inbox, 1).await;
+    sender.interrupt();
+    assert_eq!(sender.ends_with(130).await, "");
+    receiver.interrupt();
+    assert_eq!(receiver.ends().await, "");
+    assert_eq!(fs::read_dir(&inbox).expect("the directory").count(), 0, "nothing is left");
+    host.remove().await;
+}
+
+/// What a program says, in no order where it has none, and without what is new each time.
 fn lines(said: &str) -> Vec<&str> {
-    const ID: &str = "published event ";
+    const NEW: [&str; 2] = ["published event ", ", BLAKE3 "];
+    let until = |line: &str| NEW.iter().find_map(|new| Some(line.find(new)? + new.len()));
     let mut lines: Vec<_> =
-        said.lines().map(|line| if line.starts_with(ID) { ID } else { line }).collect();
+        said.lines().map(|line| &line[..until(line).unwrap_or(line.len())]).collect();
     lines.sort_unstable();
     lines
 }

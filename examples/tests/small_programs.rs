@@ -3,15 +3,15 @@
 use std::process::Command;
 
 #[track_caller]
-fn output(program: &str) -> String {
-    let output = Command::new(program).output().expect("the program runs");
+fn output(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().expect("the program runs");
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout).expect("text")
 }
 
 #[test]
 fn rpc() {
-    let said = output(env!("CARGO_BIN_EXE_rpc"));
+    let said = output(env!("CARGO_BIN_EXE_rpc"), &[]);
     assert_eq!(
         said,
         "$10.00 are 1500 yen\n\
@@ -22,7 +22,7 @@ fn rpc() {
 
 #[test]
 fn async_calls() {
-    let said = output(env!("CARGO_BIN_EXE_async_calls"));
+    let said = output(env!("CARGO_BIN_EXE_async_calls"), &[]);
     assert!(
         said.starts_with(
             "pasta: hot pasta\n\
@@ -40,7 +40,7 @@ fn async_calls() {
 
 #[test]
 fn batch_calls() {
-    let said = output(env!("CARGO_BIN_EXE_batch_calls"));
+    let said = output(env!("CARGO_BIN_EXE_batch_calls"), &[]);
     assert_eq!(
         said,
         "100 calls, 97 answers, their sum is 631.765\n\
@@ -54,7 +54,7 @@ fn batch_calls() {
 
 #[test]
 fn events() {
-    let said = output(env!("CARGO_BIN_EXE_events"));
+    let said = output(env!("CARGO_BIN_EXE_events"), &[]);
     assert!(said.starts_with("published event "), "{said}");
     assert!(said.contains("mailer: welcome, Ada!\n"), "{said}");
     assert!(said.contains("audit: user.registered was heard\n"), "{said}");
@@ -62,8 +62,27 @@ fn events() {
 
 #[test]
 fn work_queue() {
-    let said = output(env!("CARGO_BIN_EXE_work_queue"));
+    let said = output(env!("CARGO_BIN_EXE_work_queue"), &[]);
     assert!(said.contains("resized sun.png at try 1\n"), "{said}");
     assert!(said.contains("resized moon.png at try 2\n"), "{said}");
     assert!(said.ends_with("dead letter: notes.txt is no image\n"), "{said}");
+}
+
+#[test]
+fn file_transfer() {
+    let said = output(env!("CARGO_BIN_EXE_file_transfer"), &["--size", "3"]);
+    let lines: Vec<_> = said.lines().collect();
+    let [sent, saved] = lines[..] else { panic!("{said}") };
+    let what = sent.strip_prefix("sent ").expect("what was sent");
+    assert!(what.starts_with("film.mp4: 3145728 bytes, BLAKE3 "), "{said}");
+    assert_eq!(saved.strip_prefix("saved "), Some(what));
+}
+
+#[test]
+fn file_transfer_says_what_it_cannot_do() {
+    let program = env!("CARGO_BIN_EXE_file_transfer");
+    let output = Command::new(program).args(["send", "film.mp4"]).output().expect("it runs");
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8(output.stderr).expect("text");
+    assert!(error.starts_with("file_transfer: send and receive are two programs"), "{error}");
 }

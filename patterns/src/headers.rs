@@ -31,10 +31,16 @@ pub const CALLER: &str = "postrider-caller";
 pub const INSTANCE: &str = "postrider-instance";
 /// How many frames of a streamed reply may be sent, counted from its start: in a request, that a
 /// streamed reply is wanted, and in a credit, how far the stream may go on.
-pub const STREAM_CREDIT: &str = "postrider-stream-credit";
+pub const REPLY_CREDIT: &str = "postrider-reply-credit";
 /// The number of a frame of a streamed reply, from 0.
-pub const STREAM_SEQ: &str = "postrider-stream-seq";
+pub const REPLY_SEQ: &str = "postrider-reply-seq";
 /// Which run of the request a frame of a streamed reply comes from.
-pub const STREAM_RUN: &str = "postrider-stream-run";
+pub const REPLY_RUN: &str = "postrider-reply-run";
 /// Whether a frame is the last of its streamed reply; it holds no item then.
-pub const STREAM_END: &str = "postrider-stream-end";
+pub const REPLY_END: &str = "postrider-reply-end";
+/// The number of a stream's chunk, from 0.
+pub const STREAM_SEQ: &str = "postrider-stream-seq";
+/// Where in the payload a chunk begins, in bytes.
+pub const STREAM_OFFSET: &str = "postrider-stream-offset";
+/// The CRC-32C of a chunk's body.
+pub const STREAM_CRC32C: &str = "postrider-stream-crc32c";

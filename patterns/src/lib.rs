@@ -5,6 +5,7 @@
 //! | [`rpc`] | a request to a service and its reply |
 //! | [`pubsub`] | events for every subscription |
 //! | [`work_queue`] | tasks for one of many workers |
+//! | [`streaming`] | large payloads in chunks, to a reader or a file |
 //! | [`resilience`] | retries and dead letters |
 //! | [`consuming`] | the consume loop under them, and how it is stopped |
 //! | [`handler`] | what a handler is given and gives back |
@@ -59,6 +60,7 @@ mod publishing;
 pub mod pubsub;
 pub mod resilience;
 pub mod rpc;
+pub mod streaming;
 mod wire_time;
 pub mod work_queue;
 
@@ -74,5 +76,9 @@ pub use rpc::{
     BatchOptions, CallHandle, CallOptions, DomainError, Gather, Gathered, InMemoryInbox, Inbox,
     ReplyStream, Request, RpcClient, RpcClientBuilder, RpcClientStats, RpcError, RpcServer,
     ServiceDescription, StreamOptions,
+};
+pub use streaming::{
+    ContentHash, Incoming, Outgoing, Progress, Receipt, Saved, StreamError, StreamReceiver,
+    StreamSender, StreamSenderBuilder, Transfer,
 };
 pub use work_queue::{DEFAULT_PRIORITY, SubmitOptions, Task, WorkQueue, WorkQueueBuilder, Worker};

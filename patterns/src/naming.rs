@@ -27,6 +27,8 @@ pub struct Naming {
     durable_subscription_queue: Cow<'static, str>,
     ephemeral_subscription_queue: Cow<'static, str>,
     task_queue: Cow<'static, str>,
+    stream_queue: Cow<'static, str>,
+    transfer_queue: Cow<'static, str>,
     dead_letter_exchange: Cow<'static, str>,
     dead_letter_queue: Cow<'static, str>,
 }
@@ -42,6 +44,8 @@ impl Default for Naming {
             durable_subscription_queue: Cow::Borrowed("{service}.{subscription}"),
             ephemeral_subscription_queue: Cow::Borrowed("{subscription}.{id}"),
             task_queue: Cow::Borrowed("{queue}"),
+            stream_queue: Cow::Borrowed("stream_{service}"),
+            transfer_queue: Cow::Borrowed("stream_{service}_{id}"),
             dead_letter_exchange: Cow::Borrowed("dead_letter_exchange"),
             dead_letter_queue: Cow::Borrowed("dead_letter_{queue}"),
         }
@@ -62,6 +66,8 @@ impl Naming {
             durable_subscription_queue: add(self.durable_subscription_queue),
             ephemeral_subscription_queue: add(self.ephemeral_subscription_queue),
             task_queue: add(self.task_queue),
+            stream_queue: add(self.stream_queue),
+            transfer_queue: add(self.transfer_queue),
             dead_letter_exchange: add(self.dead_letter_exchange),
             // The name of the queue it belongs to, which is filled in, has the prefix already.
             dead_letter_queue: self.dead_letter_queue,
@@ -131,6 +137,20 @@ impl Naming {
         self
     }
 
+    /// Sets the queue that a service takes offers of streams from. Default: `stream_{service}`.
+    #[must_use]
+    pub fn with_stream_queue(mut self, template: impl Into<Cow<'static, str>>) -> Self {
+        self.stream_queue = template.into();
+        self
+    }
+
+    /// Sets the queue of one stream. Default: `stream_{service}_{id}`.
+    #[must_use]
+    pub fn with_transfer_queue(mut self, template: impl Into<Cow<'static, str>>) -> Self {
+        self.transfer_queue = template.into();
+        self
+    }
+
     /// Sets the direct exchange of dead letters. Default: `dead_letter_exchange`.
     #[must_use]
     pub fn with_dead_letter_exchange(mut self, name: impl Into<Cow<'static, str>>) -> Self {
@@ -196,6 +216,18 @@ impl Naming {
     #[must_use]
     pub fn task_queue(&self, queue: &str) -> String {
         fill(&self.task_queue, &[("{queue}", queue)])
+    }
+
+    /// The queue that `service` takes offers of streams from.
+    #[must_use]
+    pub fn stream_queue(&self, service: &str) -> String {
+        fill(&self.stream_queue, &[("{service}", service)])
+    }
+
+    /// The queue of one stream to `service`.
+    #[must_use]
+    pub fn transfer_queue(&self, service: &str, id: &str) -> String {
+        fill(&self.transfer_queue, &[("{service}", service), ("{id}", id)])
     }
 
     /// The direct exchange of dead letters.

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{START, declare_queue, deliver, take, text, transport};
+use common::{BOTH, START, assert_body, declare_queue, deliver, hex, take, text, transport};
 use postrider_core::{Address, Binding, Exchange, Message, Queue, Topology};
 use postrider_patterns::{
     Codec, ErrorClass, Event, EventBus, HandlerError, Naming, Request, RpcClient, RpcServer,
@@ -53,25 +53,6 @@ impl Task for SendEmail {
 fn reserve() -> Reserve {
     Reserve { sku: "cd-1".to_owned(), quantity: 3 }
 }
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Compares the body with its JSON text, or, in MessagePack, with its hex form and its value.
-fn assert_body(message: &Message, codec: Codec, json: &str, msgpack: &str) {
-    assert_eq!(message.content_type.as_deref(), Some(codec.content_type()));
-    match codec {
-        Codec::Json => assert_eq!(std::str::from_utf8(&message.body).unwrap(), json),
-        _ => {
-            assert_eq!(hex(&message.body), msgpack);
-            let value: Value = Codec::decode(Some(codec.content_type()), &message.body).unwrap();
-            assert_eq!(value, serde_json::from_str::<Value>(json).unwrap());
-        }
-    }
-}
-
-const BOTH: [Codec; 2] = [Codec::Json, Codec::MessagePack];
 
 #[tokio::test(start_paused = true)]
 async fn an_rpc_request() {
@@ -242,6 +223,8 @@ fn names() {
     assert_eq!(naming.durable_subscription_queue("billing", "orders"), "billing.orders");
     assert_eq!(naming.ephemeral_subscription_queue("wall", "1"), "wall.1");
     assert_eq!(naming.task_queue("send_email"), "send_email");
+    assert_eq!(naming.stream_queue("archive"), "stream_archive");
+    assert_eq!(naming.transfer_queue("archive", "1"), "stream_archive_1");
     assert_eq!(naming.dead_letter_exchange(), "dead_letter_exchange");
     assert_eq!(naming.dead_letter_queue("orders"), "dead_letter_orders");
 }
@@ -284,6 +267,9 @@ fn header_names() {
             headers::ORIGIN_KEY,
             headers::DEAD_LETTERED_AT,
             headers::RETRY_AFTER_MS,
+            headers::STREAM_SEQ,
+            headers::STREAM_OFFSET,
+            headers::STREAM_CRC32C,
         ],
         [
             "postrider-conversation-id",
@@ -296,6 +282,9 @@ fn header_names() {
             "postrider-origin-key",
             "postrider-dead-lettered-at",
             "postrider-retry-after-ms",
+            "postrider-stream-seq",
+            "postrider-stream-offset",
+            "postrider-stream-crc32c",
         ]
     );
 }

@@ -14,6 +14,10 @@ pub fn schemes() -> &'static [&'static str] {
         "amqp",
         #[cfg(all(feature = "amqp091", feature = "tls"))]
         "amqps",
+        #[cfg(feature = "amqp10")]
+        "amqp10",
+        #[cfg(all(feature = "amqp10", feature = "tls"))]
+        "amqp10s",
     ]
 }
 
@@ -57,6 +61,10 @@ pub async fn connect(url: &str) -> Result<Arc<dyn Transport>> {
         "amqp" => Ok(Arc::new(postrider_transport_amqp091::Amqp091::connect(url).await?)),
         #[cfg(all(feature = "amqp091", feature = "tls"))]
         "amqps" => Ok(Arc::new(postrider_transport_amqp091::Amqp091::connect(url).await?)),
+        #[cfg(feature = "amqp10")]
+        "amqp10" => Ok(Arc::new(postrider_transport_amqp10::Amqp10::connect(url).await?)),
+        #[cfg(all(feature = "amqp10", feature = "tls"))]
+        "amqp10s" => Ok(Arc::new(postrider_transport_amqp10::Amqp10::connect(url).await?)),
         _ => Err(Error::new(
             ErrorKind::Unsupported,
             "connect",

@@ -1,6 +1,6 @@
 //! Messaging patterns for microservices, over any broker.
 //!
-//! Requests and replies, events and work queues are written once. The broker under them is the URL
+//! Requests and replies, events, work queues and streams of large payloads are written once. The broker under them is the URL
 //! that is given to [`connect`].
 //!
 //! # Example: a service, and a call to it
@@ -36,7 +36,8 @@
 //! |---|---|---|
 //! | `inmemory` (default) | `memory://name` | one inside the process |
 //! | `amqp091` | `amqp://user:password@host/vhost` | RabbitMQ over AMQP 0.9.1 |
-//! | `tls` with `amqp091` | `amqps://…` | the same, encrypted |
+//! | `amqp10` | `amqp10://user:password@host/vhost` | RabbitMQ 4 and others over AMQP 1.0 |
+//! | `tls` with these | `amqps://…`, `amqp10s://…` | the same, encrypted |
 //!
 //! A program can also depend on `postrider-patterns` and one transport crate, without this one.
 
@@ -57,6 +58,13 @@ struct CallsGuide;
 #[doc = include_str!("../../docs/rabbitmq.md")]
 struct RabbitMqGuide;
 
+/// The guide to streams, whose programs are compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/streams.md")]
+struct StreamsGuide;
+
+#[cfg(feature = "amqp10")]
+pub use postrider_transport_amqp10 as amqp10;
 #[cfg(feature = "amqp091")]
 pub use postrider_transport_amqp091 as amqp091;
 #[cfg(feature = "inmemory")]

@@ -29,6 +29,7 @@ broker_answers() {
 running_release() {
     local overview
     if [[ $way == proton ]]; then
+        # shellcheck disable=SC2016
         chroot "$(root_of proton)" dpkg-query --show --showformat '${source:Upstream-Version}' \
             libqpid-proton11
         return

@@ -64,6 +64,13 @@ pub type Connect = fn(Login) -> BoxFuture<'static, Result<Arc<dyn Transport>>>;
 /// how long the broker waits for a sign of life.
 #[must_use]
 pub fn main(connect: Connect, heartbeat: Option<Duration>) -> ExitCode {
+    behaviour::main(&harnesses(connect, heartbeat))
+}
+
+/// Each RabbitMQ that the environment names, for suites of other things than transports; see
+/// [`main`].
+#[must_use]
+pub fn harnesses(connect: Connect, heartbeat: Option<Duration>) -> Vec<Arc<dyn Harness>> {
     let newest = RabbitMq {
         name: "rabbitmq-4.3",
         version: "4.3",
@@ -89,7 +96,7 @@ pub fn main(connect: Connect, heartbeat: Option<Duration>) -> ExitCode {
     } else {
         eprintln!("not run: {} ({} is not set)", oldest.name, oldest.url_variable);
     }
-    behaviour::main(&harnesses)
+    harnesses
 }
 
 #[derive(Debug, Clone)]

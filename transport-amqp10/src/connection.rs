@@ -53,6 +53,8 @@ pub(crate) struct Connection {
     observed: Arc<Observed>,
     management: OnceLock<Management>,
     sessions: Sessions,
+    /// Those of links that may be refused, which can end them.
+    asking: Sessions,
     /// The tasks that own its consumers' links.
     consumers: TaskTracker,
     /// The exclusive queues that were declared on it.
@@ -78,6 +80,7 @@ impl Connection {
             observed,
             management: OnceLock::new(),
             sessions: Sessions::default(),
+            asking: Sessions::default(),
             consumers: TaskTracker::new(),
             own_queues: std::sync::Mutex::default(),
         });
@@ -157,13 +160,31 @@ impl Connection {
 
     /// A seat for a link in one of the sessions.
     pub(crate) async fn seat(&self, operation: &'static str, deadline: Instant) -> Result<Seat> {
-        if let Some(seat) = self.sessions.vacant() {
+        self.seat_in(&self.sessions, operation, deadline).await
+    }
+
+    /// A seat for a link that asks whether something is there, apart from links that last.
+    pub(crate) async fn seat_to_ask(
+        &self,
+        operation: &'static str,
+        deadline: Instant,
+    ) -> Result<Seat> {
+        self.seat_in(&self.asking, operation, deadline).await
+    }
+
+    async fn seat_in(
+        &self,
+        sessions: &Sessions,
+        operation: &'static str,
+        deadline: Instant,
+    ) -> Result<Seat> {
+        if let Some(seat) = sessions.vacant() {
             return Ok(seat);
         }
         match self.begin(operation, deadline).await {
-            Ok(session) => Ok(self.sessions.enter(session)),
+            Ok(session) => Ok(sessions.enter(session)),
             // The broker has fewer sessions than were reckoned with.
-            Err(error) if !self.is_over() => self.sessions.shared().ok_or(error),
+            Err(error) if !self.is_over() => sessions.shared().ok_or(error),
             Err(error) => Err(error),
         }
     }
@@ -235,6 +256,7 @@ impl Connection {
         let was_over = self.is_over();
         self.end();
         self.sessions.clear();
+        self.asking.clear();
         let _left = timeout(LEAVE_TIMEOUT, self.consumers_gone()).await;
         if was_over {
             return;

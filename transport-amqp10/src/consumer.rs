@@ -16,20 +16,21 @@ use fe2o3_amqp_types::{
 };
 use futures_util::{Stream, future::BoxFuture};
 use postrider_core::{
-    ConsumerHealth, ConsumerOptions, Delivery, Error, ErrorKind, QueueInfo, QueueKind, Result,
-    StreamStart, TransportEvent,
+    ConsumerHealth, ConsumerOptions, Delivery, Error, ErrorKind, QueueKind, Result, StreamStart,
+    TransportEvent,
 };
 use postrider_rabbitmq::queue_goes_by_itself;
 use serde_amqp::{described::Described, descriptor::Descriptor};
 use tokio::time::sleep;
 
 use crate::{
-    admin::{Admin, Known},
+    admin::Admin,
     connection::Connection,
     error::{lost, of_receiver},
     link::Guard,
     message::Delivered,
     owner::{Consuming, Owner},
+    provisioned,
     sessions::Seat,
     stay::Stay,
 };
@@ -108,7 +109,7 @@ impl Subscriber {
         let in_context = |error: Error| error.with_context("queue", self.queue.to_string());
         // A refused link ends its session on older versions, so it is asked before.
         let known = match connection.dialect().foreign() {
-            Some(_) => Ok(Some(Known { info: QueueInfo::new(0, 0), kind: None })),
+            Some(_) => provisioned::known(connection, &self.queue, deadline).await.map(Some),
             None => Admin::new(connection, "consume", deadline).queue(&self.queue).await,
         };
         let spec = guard.link().record().queue(&self.queue).cloned();

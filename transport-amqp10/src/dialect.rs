@@ -100,11 +100,8 @@ impl Dialect {
 
     /// Whether the broker itself says in the header if a delivery is the first; others pass on what
     /// the publisher wrote, which is mostly nothing.
-    pub(crate) const fn notes_first_acquirer(&self) -> bool {
-        match self {
-            Self::RabbitMq(_) => true,
-            Self::Foreign(foreign) => matches!(foreign.addresses, Addresses::V1),
-        }
+    pub(crate) fn notes_first_acquirer(&self) -> bool {
+        self.foreign().is_none() || self.is_v1()
     }
 
     /// Whether one link takes messages to any address.
@@ -115,11 +112,20 @@ impl Dialect {
         }
     }
 
+    /// Whether the broker ends the session of a link that it refuses, with all other links in it, and
+    /// cannot be asked before but by a link.
+    pub(crate) fn ends_sessions(&self) -> bool {
+        self.is_v1()
+    }
+
+    fn is_v1(&self) -> bool {
+        self.foreign().is_some_and(|foreign| matches!(foreign.addresses, Addresses::V1))
+    }
+
     /// Whether the broker takes messages to this address although there is no such queue, and loses
     /// them.
     pub(crate) fn hides_missing(&self, target: &str) -> bool {
-        let is_old = self.foreign().is_some_and(|known| matches!(known.addresses, Addresses::V1));
-        is_old && target.starts_with(V1_QUEUE)
+        self.is_v1() && target.starts_with(V1_QUEUE)
     }
 
     /// Checks that an address can be told to the broker.
@@ -128,11 +134,10 @@ impl Dialect {
     ///
     /// [`ErrorKind::Invalid`] when it would be taken for another.
     pub(crate) fn check(&self, operation: &'static str, address: &Address) -> Result<()> {
-        let is_old = self.foreign().is_some_and(|known| matches!(known.addresses, Addresses::V1));
         let names = [address.exchange_name(), address.routing_key()];
         // A routing key is no part of an address.
         let names = if names[0].is_empty() { &names[..] } else { &names[..1] };
-        if is_old && names.iter().any(|name| name.contains(SLASH)) {
+        if self.is_v1() && names.iter().any(|name| name.contains(SLASH)) {
             let why = "RabbitMQ 3 takes '%2F' in a name for a slash";
             let error = Error::new(ErrorKind::Invalid, operation, why);
             return Err(error.with_context("address", address.to_string()));

@@ -492,7 +492,7 @@ fn verdict(outcome: Result<Outcome, SendError>) -> Verdict {
 
 async fn attach(link: &Link, connection: &Connection, target: Option<String>) -> Result<Run> {
     let deadline = link.env().now() + LINK_TIMEOUT;
-    if let Some(target) = target.as_deref().filter(|it| connection.dialect().hides_missing(it)) {
+    if let Some(target) = target.as_deref().filter(|_| connection.dialect().ends_sessions()) {
         provisioned::ask(connection, "publish", target, deadline).await?;
     }
     let seat = connection.seat("publish", deadline).await?;

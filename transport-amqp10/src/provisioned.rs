@@ -1,18 +1,25 @@
 //! Topology on brokers that cannot be declared to over AMQP 1.0: it was made by other means, and can be
 //! checked, or it cannot be spoken of at all.
 
+use std::time::Duration;
+
 use fe2o3_amqp::{Receiver, Sender, link::CreditMode};
 use postrider_core::{
-    Action, Address, Entity, Error, ErrorKind, Plan, Result, Step, Topology, check_name,
+    Action, Address, Entity, Error, ErrorKind, Plan, QueueInfo, Result, Step, Topology, check_name,
 };
 use postrider_rabbitmq::{exchange_goes_by_itself, queue_goes_by_itself};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::{
+    admin::Known,
     connection::Connection,
     dialect::Foreign,
     error::{of_receiver, of_sender},
+    sessions::Seat,
 };
+
+/// How long ending a link may take.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why nothing can be asked of the broker.
 pub(crate) fn unsupported(operation: &'static str) -> Error {
@@ -65,6 +72,23 @@ pub(crate) async fn plan(
     Ok(Plan { steps })
 }
 
+/// What is known of a queue before it is consumed.
+///
+/// # Errors
+///
+/// When it is known that it cannot be.
+pub(crate) async fn known(
+    connection: &Connection,
+    queue: &str,
+    deadline: Instant,
+) -> Result<Known> {
+    if connection.dialect().ends_sessions() {
+        let target = connection.dialect().queue(queue);
+        ask(connection, "consume", &target, deadline).await?;
+    }
+    Ok(Known { info: QueueInfo::new(0, 0), kind: None })
+}
+
 /// Whether an address is there: a link is attached, over which nothing passes. It is a sender's where
 /// that tells, so that no queue has another consumer even for a moment.
 ///
@@ -77,31 +101,31 @@ pub(crate) async fn ask(
     target: &str,
     deadline: Instant,
 ) -> Result<()> {
-    let mut session = connection.begin(operation, deadline).await?;
+    let in_context = |error: Error| error.with_context("address", target.to_owned());
+    let seat = connection.seat_to_ask(operation, deadline).await.map_err(in_context)?;
     let name = format!("postrider {}", connection.env().new_id().simple());
     let asked = async {
         // That it can be left says nothing of what was asked.
         if connection.dialect().hides_missing(target) {
-            let receiver = Receiver::builder()
-                .name(name)
-                .source(target)
-                .credit_mode(CreditMode::Manual)
-                .attach(&mut session)
-                .await
-                .map_err(|error| of_receiver(operation, &error))?;
-            let _left = receiver.close().await;
+            let receiver =
+                Receiver::builder().name(name).source(target).credit_mode(CreditMode::Manual);
+            let attached = seat.attach(operation, |session| Box::pin(receiver.attach(session)));
+            let receiver = attached.await?.map_err(|error| of_receiver(operation, &error))?;
+            leave(&seat, receiver.close()).await;
         } else {
-            let sender = Sender::builder()
-                .name(name)
-                .target(target)
-                .attach(&mut session)
-                .await
-                .map_err(|error| of_sender(operation, &error))?;
-            let _left = sender.close().await;
+            let sender = Sender::builder().name(name).target(target);
+            let attached = seat.attach(operation, |session| Box::pin(sender.attach(session)));
+            let sender = attached.await?.map_err(|error| of_sender(operation, &error))?;
+            leave(&seat, sender.close()).await;
         }
         Ok(())
     };
     let there = connection.by(deadline, operation, asked).await.and_then(|there| there);
-    let _ended = connection.by(deadline, operation, session.end()).await;
-    there.map_err(|error| error.with_context("address", target.to_owned()))
+    there.map_err(in_context)
+}
+
+async fn leave<T>(seat: &Seat, left: impl Future<Output = T>) {
+    if timeout(LEAVE_TIMEOUT, left).await.is_err() {
+        seat.spoil();
+    }
 }

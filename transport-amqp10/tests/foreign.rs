@@ -6,13 +6,13 @@
 use std::{env, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures_util::{StreamExt, future::join_all};
+use futures_util::{FutureExt, StreamExt, future::join_all};
 use postrider_core::{
     Address, Binding, Capabilities, Consumer, ConsumerOptions, DeadLetter, Delivery, Envelope,
     ErrorKind, Exchange, Message, Publisher, PublisherExt, PublisherOptions, Queue, StreamStart,
     Topology, Transport, TransportEvent, Verdict,
 };
-use postrider_testkit::proxy::FaultProxy;
+use postrider_testkit::proxy::{Direction, FaultProxy};
 use postrider_transport_amqp10::{Amqp10, Broker, Options, Profile};
 use postrider_transport_amqp091::Amqp091;
 use tokio::time::timeout;
@@ -122,7 +122,7 @@ async fn the_profile_says_how_queues_are_addressed() {
 /// More addresses than a publisher has links: each message has its verdict, and each queue its messages
 /// in their order and once.
 async fn many_messages_go_to_many_addresses(transport: &Amqp10, queues: &[String]) {
-    const EACH: u32 = 60;
+    const EACH: u32 = 40;
     const AT_ONCE: u32 = 20;
     let publisher = publisher(transport).await;
     let mut confirms = Vec::new();
@@ -150,7 +150,7 @@ async fn many_messages_go_to_many_addresses(transport: &Amqp10, queues: &[String
 
 #[tokio::test]
 async fn rabbitmq3_takes_many_messages_to_many_addresses() {
-    let queues: Vec<_> = (0..70).map(|number| unique(&format!("many-{number}"))).collect();
+    let queues: Vec<_> = (0..66).map(|number| unique(&format!("many-{number}"))).collect();
     let topology = queues
         .iter()
         .fold(Topology::new(), |topology, queue| topology.queue(Queue::classic(queue.clone())));
@@ -161,7 +161,7 @@ async fn rabbitmq3_takes_many_messages_to_many_addresses() {
 
 #[tokio::test]
 async fn proton_takes_many_messages_to_many_addresses() {
-    let queues: Vec<_> = (0..70).map(|number| unique(&format!("many-{number}"))).collect();
+    let queues: Vec<_> = (0..66).map(|number| unique(&format!("many-{number}"))).collect();
     many_messages_go_to_many_addresses(&connect(&proton()).await, &queues).await;
 }
 
@@ -315,8 +315,8 @@ async fn rabbitmq3_takes_every_settlement() {
     operator.remove(&topology).await.expect("removed");
 }
 
-/// A connection is lost: everything goes on over the next.
-async fn a_lost_connection_comes_back(url: &str, queue: &str, comes_again: bool) {
+/// A proxy before a broker, and the URL of the broker through it.
+async fn behind_proxy(url: &str) -> (FaultProxy, String) {
     let (scheme_and_user, rest) = match url.rsplit_once('@') {
         Some((user, rest)) => (format!("{user}@"), rest),
         None => ("amqp10://".to_owned(), url.strip_prefix("amqp10://").expect("its scheme")),
@@ -324,7 +324,14 @@ async fn a_lost_connection_comes_back(url: &str, queue: &str, comes_again: bool)
     let (address, query) = rest.split_once('?').unwrap_or((rest, ""));
     let server: SocketAddr = address.parse().expect("an address");
     let proxy = FaultProxy::start(server).await.expect("a proxy");
-    let transport = connect(&format!("{scheme_and_user}{}?{query}", proxy.address())).await;
+    let url = format!("{scheme_and_user}{}?{query}", proxy.address());
+    (proxy, url)
+}
+
+/// A connection is lost: everything goes on over the next.
+async fn a_lost_connection_comes_back(url: &str, queue: &str, comes_again: bool) {
+    let (proxy, url) = behind_proxy(url).await;
+    let transport = connect(&url).await;
     let mut events = transport.events();
     let mut deliveries = consumer(&transport, queue).await;
     let publisher = publisher(&transport).await;
@@ -367,4 +374,65 @@ async fn rabbitmq3_comes_back() {
 #[tokio::test]
 async fn proton_comes_back() {
     a_lost_connection_comes_back(&proton(), &unique("back"), false).await;
+}
+
+/// RabbitMQ 3 ends the session of a link that it refuses, and there are fewer sessions than links.
+#[tokio::test]
+async fn rabbitmq3_refuses_a_link_and_no_other_suffers() {
+    let (queue, other) = (unique("crowded"), unique("crowded"));
+    let topology =
+        Topology::new().queue(Queue::classic(queue.clone())).queue(Queue::classic(other.clone()));
+    let operator = provision(&topology).await;
+    let transport = connect(&rabbitmq3()).await;
+    let mut events = transport.events();
+    let mut crowd = Vec::new();
+    for _ in 0..40 {
+        crowd.push(consumer(&transport, &other).await);
+    }
+    let mut deliveries = consumer(&transport, &queue).await;
+    let publisher = publisher(&transport).await;
+    publisher.publish(to(&queue, "held")).await.expect("published");
+    let held = next(&mut deliveries).await;
+    let missing = unique("missing");
+    let refused = transport.consumer(&missing, ConsumerOptions::default()).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::NotFound, "{refused}");
+    for address in [Address::queue(missing.clone()), Address::exchange(missing.clone(), "key")] {
+        let sent = publisher.send(Envelope::new(address, Message::new("lost"))).await;
+        let verdict = sent.expect("sent").await;
+        assert!(matches!(verdict, Verdict::Unroutable | Verdict::Rejected(_)), "{verdict:?}");
+    }
+    held.ack();
+    publisher.publish(to(&queue, "after")).await.expect("published");
+    let after = next(&mut deliveries).await;
+    assert_eq!(after.message().body, "after");
+    after.ack();
+    transport.close(PATIENCE).await.expect("closed in time");
+    let left = operator.queue_info(&queue).await.expect("asked").expect("it is there");
+    assert_eq!(left.ready, 0, "everything was settled");
+    let told: Vec<_> = std::iter::from_fn(|| events.next().now_or_never().flatten()).collect();
+    assert!(told.is_empty(), "{told:?}");
+    operator.remove(&topology).await.expect("removed");
+}
+
+/// A broker that stops in the middle owes a verdict, and the message is told so in time.
+#[tokio::test]
+async fn a_frozen_broker_leaves_no_message_without_its_verdict() {
+    let queue = unique("frozen");
+    let topology = Topology::new().queue(Queue::classic(queue.clone()));
+    let operator = provision(&topology).await;
+    for url in [rabbitmq3(), proton()] {
+        let (proxy, url) = behind_proxy(&url).await;
+        let transport = connect(&url).await;
+        let limit = Duration::from_secs(2);
+        let options = PublisherOptions::default().with_timeout(limit);
+        let publisher = transport.publisher(options).await.expect("a publisher");
+        publisher.publish(to(&queue, "before")).await.expect("published");
+        proxy.stall(Direction::ToClient);
+        let begun = transport.env().now();
+        let sent = publisher.send(to(&queue, "lost")).await.expect("sent");
+        let verdict = timeout(PATIENCE, sent).await.expect("in time");
+        assert!(matches!(verdict, Verdict::Unknown(_)), "{verdict:?}");
+        assert!(begun.elapsed() >= limit, "it came after {:?}", begun.elapsed());
+    }
+    operator.remove(&topology).await.expect("removed");
 }

@@ -2,7 +2,7 @@
 
 use std::sync::{
     Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicBool, AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering},
 };
 
 use postrider_core::Verdict;
@@ -41,7 +41,8 @@ pub(crate) struct Flow {
     alarms: Mutex<Alarms>,
     blocked: AtomicBool,
     holding: AtomicBool,
-    memory_used: AtomicUsize,
+    /// Below zero for a moment, when a message is gone before the queue that stored it has said so.
+    memory_used: AtomicIsize,
     memory_limit: AtomicUsize,
     changed: Notify,
 }
@@ -52,7 +53,7 @@ impl Flow {
             alarms: Mutex::default(),
             blocked: AtomicBool::new(false),
             holding: AtomicBool::new(false),
-            memory_used: AtomicUsize::new(0),
+            memory_used: AtomicIsize::new(0),
             memory_limit: AtomicUsize::new(memory_limit),
             changed: Notify::new(),
         }
@@ -63,7 +64,7 @@ impl Flow {
     }
 
     pub(crate) fn is_blocked(&self) -> bool {
-        self.blocked.load(Ordering::Acquire)
+        self.blocked.load(Ordering::SeqCst)
     }
 
     pub(crate) fn reason(&self) -> Option<String> {
@@ -85,7 +86,7 @@ impl Flow {
         let mut alarms = self.alarms();
         change(&mut alarms);
         let reason = alarms.reason();
-        let was_blocked = self.blocked.swap(reason.is_some(), Ordering::AcqRel);
+        let was_blocked = self.blocked.swap(reason.is_some(), Ordering::SeqCst);
         drop(alarms);
         self.changed.notify_waiters();
         match (was_blocked, reason) {
@@ -111,23 +112,27 @@ impl Flow {
     /// Adds to the memory that queues hold. Above the limit publishers wait; they go on when a
     /// fifth of it is free, so that they do not wait for each single message.
     pub(crate) fn account(&self, bytes: isize) -> Option<FlowChange> {
-        let used = if bytes >= 0 {
-            let more = bytes.unsigned_abs();
-            self.memory_used.fetch_add(more, Ordering::AcqRel) + more
-        } else {
-            let less = bytes.unsigned_abs();
-            self.memory_used.fetch_sub(less, Ordering::AcqRel).wrapping_sub(less)
-        };
-        let limit = self.memory_limit.load(Ordering::Acquire);
-        let (over, free) = (used > limit, used < limit - limit / 5);
-        if !over && !self.is_blocked() {
+        self.memory_used.fetch_add(bytes, Ordering::SeqCst);
+        if !self.is_blocked() && !self.is_low(false) {
             return None;
         }
-        self.change(|alarms| alarms.memory = over || (alarms.memory && !free))
+        let judge = |alarms: &mut Alarms| alarms.memory = self.is_low(alarms.memory);
+        let first = self.change(judge);
+        // What was freed while that was decided found nobody blocked, and has not come here.
+        let second = if self.is_blocked() { self.change(judge) } else { None };
+        match (first, second) {
+            (Some(_), Some(_)) => None,
+            (first, second) => first.or(second),
+        }
+    }
+
+    fn is_low(&self, was_low: bool) -> bool {
+        let (used, limit) = (self.memory_used(), self.memory_limit.load(Ordering::Acquire));
+        used > limit || (was_low && used >= limit - limit / 5)
     }
 
     pub(crate) fn memory_used(&self) -> usize {
-        self.memory_used.load(Ordering::Acquire)
+        usize::try_from(self.memory_used.load(Ordering::SeqCst)).unwrap_or(0)
     }
 
     pub(crate) fn is_holding(&self) -> bool {
@@ -204,6 +209,31 @@ mod tests {
         assert_eq!(flow.account(-150), None);
         assert_eq!(flow.account(-100), Some(FlowChange::Unblocked));
         assert!(!flow.is_blocked());
+    }
+
+    #[test]
+    fn a_message_may_be_gone_before_it_was_counted() {
+        let flow = Flow::new(1_000);
+        assert_eq!(flow.account(-100), None);
+        assert_eq!(flow.memory_used(), 0);
+        assert_eq!(flow.account(100), None);
+        assert_eq!((flow.memory_used(), flow.is_blocked()), (0, false));
+    }
+
+    #[test]
+    fn nobody_stays_blocked_when_memory_was_freed_in_the_same_moment() {
+        let flow = Flow::new(1_000);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..20_000 {
+                        flow.account(600);
+                        flow.account(-600);
+                    }
+                });
+            }
+        });
+        assert_eq!((flow.memory_used(), flow.is_blocked()), (0, false));
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod pubsub;
 mod raw;
 mod rpc;
 mod rpc_raw;
+pub mod streams;
 
 use std::sync::Arc;
 

@@ -26,7 +26,7 @@ pub struct Running {
 
 /// How a consume loop stands.
 #[derive(Debug, Clone, Default)]
-pub(super) enum State {
+pub(crate) enum State {
     #[default]
     Running,
     Ended(Option<Arc<Error>>),
@@ -47,7 +47,7 @@ pub struct StopReport {
 }
 
 impl Running {
-    pub(super) fn new(
+    pub(crate) fn new(
         queue: Arc<str>,
         counters: Arc<Counters>,
         state: watch::Receiver<State>,

@@ -7,6 +7,7 @@ use crate::{
     codec::CodecError,
     error::PublishError,
     rpc::{Detail, DomainError, RpcError},
+    streaming::StreamError,
 };
 
 /// What kind of failure it is, as far as somebody must act on it.
@@ -270,6 +271,9 @@ impl<E: Error + Send + Sync + 'static> From<E> for HandlerError {
                 None => failed,
             };
         }
+        if let Some(error) = any.downcast_ref::<StreamError>() {
+            return Self::new(error.class(), message).with_code(error.code().to_owned());
+        }
         let class = if let Some(error) = any.downcast_ref::<PublishError>() {
             error.class()
         } else if let Some(error) = any.downcast_ref::<postrider_core::Error>() {
@@ -338,6 +342,9 @@ mod tests {
         };
         let error = HandlerError::from(rejected);
         assert_eq!((error.class(), error.code()), (ErrorClass::Rejected, "OUT_OF_STOCK"));
+
+        let error = HandlerError::from(StreamError::Busy("film.mp4".to_owned()));
+        assert_eq!((error.class(), error.code()), (ErrorClass::Conflict, "BUSY"));
 
         let lost = postrider_core::Error::new(
             postrider_core::ErrorKind::Unavailable,

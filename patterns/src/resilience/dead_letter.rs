@@ -91,7 +91,8 @@ impl DeadLetters {
     }
 }
 
-fn shorten(text: &str) -> &str {
+/// A text for people, cut between characters to what a header or a small body takes.
+pub(crate) fn shorten(text: &str) -> &str {
     let mut end = text.len().min(MAX_MESSAGE_BYTES);
     while !text.is_char_boundary(end) {
         end -= 1;

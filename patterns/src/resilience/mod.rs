@@ -26,7 +26,7 @@ mod dead_letter;
 mod retry;
 mod retrying;
 
-pub(crate) use dead_letter::DeadLetters;
+pub(crate) use dead_letter::{DeadLetters, shorten};
 pub use dead_letter::{dead_letter_route, dead_letter_topology};
 pub use retry::{Decision, Jitter, RetryPolicy};
 pub(crate) use retrying::{By, Retrying};

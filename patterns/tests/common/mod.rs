@@ -10,7 +10,9 @@ use postrider_core::{
     Address, ConsumerOptions, Delivery, Env, Envelope, HeaderValue, Message, PublisherExt,
     PublisherOptions, Queue, Topology, Transport,
 };
+use postrider_patterns::Codec;
 use postrider_transport_inmemory::{Broker, InMemory};
+use serde_json::Value;
 
 /// The moment at which every simulated clock starts, as it stands on the wire.
 pub(crate) const START: &str = "2026-01-01T00:00:00.000Z";
@@ -60,6 +62,25 @@ pub(crate) async fn ready(transport: &dyn Transport, queue: &str) -> u64 {
 pub(crate) fn text<'a>(message: &'a Message, header: &str) -> Option<&'a str> {
     message.headers.get(header).and_then(HeaderValue::as_text)
 }
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Compares the body with its JSON text, or, in MessagePack, with its hex form and its value.
+pub(crate) fn assert_body(message: &Message, codec: Codec, json: &str, msgpack: &str) {
+    assert_eq!(message.content_type.as_deref(), Some(codec.content_type()));
+    match codec {
+        Codec::Json => assert_eq!(std::str::from_utf8(&message.body).unwrap(), json),
+        _ => {
+            assert_eq!(hex(&message.body), msgpack);
+            let value: Value = Codec::decode(Some(codec.content_type()), &message.body).unwrap();
+            assert_eq!(value, serde_json::from_str::<Value>(json).unwrap());
+        }
+    }
+}
+
+pub(crate) const BOTH: [Codec; 2] = [Codec::Json, Codec::MessagePack];
 
 /// A list that handlers write to and the test reads.
 #[derive(Debug)]

@@ -6,7 +6,7 @@ use postrider_core::{Address, ErrorKind, PublisherOptions};
 
 use super::{
     Behaviour, Need,
-    traffic::{Traffic, WINDOW, numbered},
+    traffic::{Again, Traffic, WINDOW, numbered},
 };
 use crate::{Scene, harness::Fault, scene::refused};
 
@@ -31,7 +31,7 @@ async fn traffic_goes_on_after_an_alarm(scene: Scene) {
     // What was taken before goes on to its consumers.
     traffic.has_come(2_000).await;
     scene.end(Fault::Alarm).await;
-    traffic.ends(&scene, 0, false).await;
+    traffic.ends(&scene, 0, Again::Nothing).await;
 }
 
 async fn connecting_under_an_alarm_works(scene: Scene) {
@@ -72,5 +72,5 @@ async fn loss_under_an_alarm_is_survived(scene: Scene) {
     victim.cut().await;
     scene.restored(&mut events, 2).await;
     scene.end(Fault::Alarm).await;
-    traffic.ends(&scene, 2 * WINDOW, true).await;
+    traffic.ends(&scene, 2 * WINDOW, Again::Marked).await;
 }

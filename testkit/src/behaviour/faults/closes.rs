@@ -4,7 +4,7 @@ use postrider_core::TransportEvent;
 
 use super::{
     Behaviour, Need,
-    traffic::{Traffic, WINDOW},
+    traffic::{Again, Traffic, WINDOW},
 };
 use crate::{
     Scene,
@@ -41,7 +41,7 @@ async fn publishing_survives_five_closes(scene: Scene) {
         traffic.is_sent(turn * MESSAGES / (CLOSES + 1)).await;
         close(&scene, &victim, turn + 1).await;
     }
-    traffic.ends(&scene, CLOSES * WINDOW, false).await;
+    traffic.ends(&scene, CLOSES * WINDOW, Again::Nothing).await;
 }
 
 async fn consuming_survives_five_closes(scene: Scene) {
@@ -51,7 +51,7 @@ async fn consuming_survives_five_closes(scene: Scene) {
         traffic.has_come(turn * MESSAGES / (CLOSES + 1)).await;
         close(&scene, &victim, turn + 1).await;
     }
-    traffic.ends(&scene, 0, true).await;
+    traffic.ends(&scene, 0, Again::Marked).await;
 }
 
 async fn both_survive_five_closes(scene: Scene) {
@@ -61,7 +61,7 @@ async fn both_survive_five_closes(scene: Scene) {
         traffic.is_sent(turn * MESSAGES / (CLOSES + 1)).await;
         close(&scene, &victim, turn + 1).await;
     }
-    traffic.ends(&scene, CLOSES * WINDOW, true).await;
+    traffic.ends(&scene, CLOSES * WINDOW, Again::Marked).await;
 }
 
 /// A transport may be several connections; the loss of one is a loss, whichever it is.
@@ -78,5 +78,5 @@ async fn each_part_of_a_connection_may_be_closed(scene: Scene) {
         scene.event(&mut events, "the event Lost", lost).await;
         scene.restored(&mut events, turn as u64 + 1).await;
     }
-    traffic.ends(&scene, PARTS * WINDOW, true).await;
+    traffic.ends(&scene, PARTS * WINDOW, Again::Marked).await;
 }

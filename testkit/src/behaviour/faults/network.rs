@@ -10,7 +10,7 @@ use tokio::time;
 
 use super::{
     Behaviour, Need,
-    traffic::{Traffic, WINDOW, numbered},
+    traffic::{Again, Traffic, WINDOW, numbered},
 };
 use crate::{
     Scene,
@@ -66,7 +66,7 @@ async fn traffic_survives_cuts_and_resets(scene: Scene) {
         }
         scene.restored(&mut events, turn as u64 + 1).await;
     }
-    traffic.ends(&scene, BREAKS * WINDOW, true).await;
+    traffic.ends(&scene, BREAKS * WINDOW, Again::Marked).await;
 }
 
 /// Sends some messages and gives their verdicts.
@@ -162,7 +162,7 @@ async fn late_network_is_a_network(scene: Scene) {
     let events = connection.transport.events();
     proxy.delay(Duration::from_millis(200));
     let (from, to) = (&connection.transport, &connection.transport);
-    Traffic::start(&scene, from, to, 1_000).await.ends(&scene, 0, false).await;
+    Traffic::start(&scene, from, to, 1_000).await.ends(&scene, 0, Again::Nothing).await;
     was_never_lost(events).await;
 }
 
@@ -171,7 +171,7 @@ async fn dripping_network_is_a_network(scene: Scene) {
     let events = connection.transport.events();
     proxy.drip();
     let (from, to) = (&connection.transport, &connection.transport);
-    Traffic::start(&scene, from, to, 200).await.ends(&scene, 0, false).await;
+    Traffic::start(&scene, from, to, 200).await.ends(&scene, 0, Again::Nothing).await;
     was_never_lost(events).await;
 }
 

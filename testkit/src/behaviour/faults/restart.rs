@@ -4,7 +4,7 @@ use postrider_core::{Address, ErrorKind, PublisherOptions};
 
 use super::{
     Behaviour, Need,
-    traffic::{Publishing, Traffic, WINDOW},
+    traffic::{Again, Publishing, Traffic, WINDOW},
 };
 use crate::{Scene, harness::Fault, scene::refused};
 
@@ -49,7 +49,7 @@ async fn traffic_survives(scene: Scene, fault: Fault) {
     scene.begin(fault).await;
     scene.end(fault).await;
     // How long a broker needs until every queue has a leader again is its own affair, within limits.
-    traffic.ends(&scene, WINDOW, true).await;
+    traffic.ends(&scene, WINDOW, Again::MarkedUnlessForgotten).await;
     let expected: Vec<_> = (0..RESTING).map(|number| number.to_string()).collect();
     for queue in resting {
         scene.holds(&queue, &expected).await;
