@@ -5,7 +5,7 @@
 mod common;
 
 use std::{
-    fs,
+    env, fs,
     io::{BufRead, BufReader, Read},
     path::Path,
     process::{Child, ChildStdout, Command, Output, Stdio},

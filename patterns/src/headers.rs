@@ -20,6 +20,12 @@ pub const ORIGIN_KEY: &str = "postrider-origin-key";
 pub const DEAD_LETTERED_AT: &str = "postrider-dead-lettered-at";
 /// How long to wait before the next try, in milliseconds; of an error reply.
 pub const RETRY_AFTER_MS: &str = "postrider-retry-after-ms";
+/// The number of a stream's chunk, or of a frame of a streamed reply, from 0.
+pub const STREAM_SEQ: &str = "postrider-stream-seq";
+/// Where in the payload a chunk begins, in bytes.
+pub const STREAM_OFFSET: &str = "postrider-stream-offset";
+/// The CRC-32C of a chunk's body.
+pub const STREAM_CRC32C: &str = "postrider-stream-crc32c";
 /// What a rejection's domain error holds, in the codec of the reply: text in JSON, bytes in
 /// MessagePack; of an error reply.
 pub const ERROR_DETAIL: &str = "postrider-error-detail";
@@ -31,16 +37,8 @@ pub const CALLER: &str = "postrider-caller";
 pub const INSTANCE: &str = "postrider-instance";
 /// How many frames of a streamed reply may be sent, counted from its start: in a request, that a
 /// streamed reply is wanted, and in a credit, how far the stream may go on.
-pub const REPLY_CREDIT: &str = "postrider-reply-credit";
-/// The number of a frame of a streamed reply, from 0.
-pub const REPLY_SEQ: &str = "postrider-reply-seq";
+pub const STREAM_CREDIT: &str = "postrider-stream-credit";
 /// Which run of the request a frame of a streamed reply comes from.
-pub const REPLY_RUN: &str = "postrider-reply-run";
+pub const STREAM_RUN: &str = "postrider-stream-run";
 /// Whether a frame is the last of its streamed reply; it holds no item then.
-pub const REPLY_END: &str = "postrider-reply-end";
-/// The number of a stream's chunk, from 0.
-pub const STREAM_SEQ: &str = "postrider-stream-seq";
-/// Where in the payload a chunk begins, in bytes.
-pub const STREAM_OFFSET: &str = "postrider-stream-offset";
-/// The CRC-32C of a chunk's body.
-pub const STREAM_CRC32C: &str = "postrider-stream-crc32c";
+pub const STREAM_END: &str = "postrider-stream-end";

@@ -126,7 +126,7 @@ async fn a_streamed_reply() {
         Ok(stream::iter((0..count.to).map(Ok)))
     });
     let _server = server.start(&transport).await.unwrap();
-    let wanted = request("1").with_header("postrider-reply-credit", 2);
+    let wanted = request("1").with_header("postrider-stream-credit", 2);
     publish(&*transport, Address::queue("rpc_math"), wanted).await;
     let mut control_queue = None;
     let mut run = None;
@@ -136,24 +136,24 @@ async fn a_streamed_reply() {
             // it is there.
             let sign = take(&*transport, "mine").await;
             assert_eq!(sign.body, r#"{"status":"success","data":null}"#);
-            assert_eq!((int(&sign, "postrider-reply-seq"), sign.headers.len()), (None, 1));
+            assert_eq!((int(&sign, "postrider-stream-seq"), sign.headers.len()), (None, 1));
             let queue: String = control_queue.clone().unwrap();
             let credit = Message::new("")
                 .with_type("postrider.credit")
                 .with_correlation_id("1")
                 .with_reply_to("mine")
-                .with_header("postrider-reply-credit", 10);
+                .with_header("postrider-stream-credit", 10);
             publish(&*transport, Address::queue(queue), credit).await;
         }
         let frame = take(&*transport, "mine").await;
-        assert_eq!(int(&frame, "postrider-reply-seq"), Some(seq));
+        assert_eq!(int(&frame, "postrider-stream-seq"), Some(seq));
         assert_eq!(frame.correlation_id.as_deref(), Some("1"));
         let queue = frame.reply_to.clone().unwrap().into_owned();
         assert!(queue.starts_with("rpc_math.control."), "{queue}");
         assert_eq!(*control_queue.get_or_insert(queue.clone()), queue);
-        let this_run = text(&frame, "postrider-reply-run").unwrap().to_owned();
+        let this_run = text(&frame, "postrider-stream-run").unwrap().to_owned();
         assert_eq!(*run.get_or_insert(this_run.clone()), this_run);
-        let end = frame.headers.get("postrider-reply-end").and_then(HeaderValue::as_bool);
+        let end = frame.headers.get("postrider-stream-end").and_then(HeaderValue::as_bool);
         if seq < 3 {
             assert_eq!(frame.body, format!(r#"{{"status":"success","data":{seq}}}"#));
             assert_eq!((end, frame.headers.len()), (None, 2));

@@ -6,6 +6,7 @@
 //! - `fe2o3-amqp` 0.18 takes a header without a priority and one with the default for the same, and
 //!   writes neither. RabbitMQ's classic queues do tell them apart. Where the default is written out, the
 //!   highest bit of the delivery count says so on this side of the wire.
+//! - It does not write that a message is not durable, and RabbitMQ before 4.2 takes silence for durable.
 //!
 //! Encodings: AMQP 1.0 part 1, sections 1.2 and 1.6. Sections of a message: part 3, section 3.2.
 
@@ -25,6 +26,7 @@ const UINT_0: u8 = 0x43;
 const UINT_8: u8 = 0x52;
 const UINT_32: u8 = 0x70;
 const TRUE: u8 = 0x41;
+const FALSE: u8 = 0x42;
 const BOOLEAN: u8 = 0x56;
 
 /// What a message has that says nothing of its priority; part 3, section 3.2.1.
@@ -107,23 +109,28 @@ fn marked(header: &[u8]) -> Option<Vec<u8>> {
         return None;
     }
     let count = fields.clone().nth(4).map_or(Some(0), uint)?;
-    Some(header_with(fields, count | WRITTEN_OUT))
+    Some(header_of(fields, true, count | WRITTEN_OUT))
 }
 
-/// A header with the mark, without it and with the priority written out.
+/// A header with the mark, without it and with the priority written out; and one that does not say
+/// whether the message is durable, saying that it is not.
 fn unmarked(header: &[u8]) -> Option<Vec<u8>> {
     let fields = fields(header)?;
-    let count = uint(fields.clone().nth(4)?)?;
-    (count & WRITTEN_OUT != 0).then(|| header_with(fields, count & !WRITTEN_OUT))
+    let is_silent = fields.clone().next().is_none_or(|durable| durable == [NULL]);
+    let count = fields.clone().nth(4).map_or(Some(0), uint)?;
+    let is_marked = count & WRITTEN_OUT != 0;
+    (is_silent || is_marked).then(|| header_of(fields, is_marked, count & !WRITTEN_OUT))
 }
 
-/// A header with the default priority and another delivery count.
-fn header_with<'a>(fields: impl Iterator<Item = &'a [u8]>, count: u32) -> Vec<u8> {
+/// A header that says whether the message is durable, with the default priority where it is
+/// `explicit`, and with another delivery count.
+fn header_of<'a>(fields: impl Iterator<Item = &'a [u8]>, explicit: bool, count: u32) -> Vec<u8> {
     let fields: Vec<_> = fields.collect();
     let field = |index: usize| fields.get(index).copied().unwrap_or(&[NULL]);
-    let priority: &[u8] = &[UBYTE, DEFAULT_PRIORITY];
+    let durable = if field(0) == [NULL] { &[FALSE] } else { field(0) };
+    let priority = if explicit { &[UBYTE, DEFAULT_PRIORITY] } else { field(1) };
     let count = [&[UINT_32][..], &count.to_be_bytes()].concat();
-    let items = [field(0), priority, field(2), field(3), &count].concat();
+    let items = [durable, priority, field(2), field(3), &count].concat();
     let size = u32::try_from(items.len() + 4).unwrap_or(u32::MAX);
     [&[LIST_32][..], &size.to_be_bytes(), &5_u32.to_be_bytes(), &items].concat()
 }
@@ -328,6 +335,11 @@ mod tests {
             assert!(decoded(&read).body.is_data());
         }
         let other = encoded(Header { priority: Priority(3), ..Header::default() });
+        let sent = written_out(&other, transfer(&other)).expect("it is not durable");
+        assert!(sent.ends_with(&[
+            FALSE, 0x50, 3, NULL, NULL, 0x70, 0, 0, 0, 0, 0, 0x53, 0x75, 0xa0, 2, b'o', b'k'
+        ]));
+        assert_eq!(written_out(&sent, transfer(&sent)), None);
         assert_eq!(readable(&other, transfer(&other)), None);
     }
 

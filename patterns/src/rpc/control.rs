@@ -113,7 +113,7 @@ impl Told {
 
 /// The credit in a request for a stream, or in a control message.
 pub(super) fn credit_of(message: &Message) -> Option<u64> {
-    let credit = message.headers.get(headers::REPLY_CREDIT).and_then(HeaderValue::as_int)?;
+    let credit = message.headers.get(headers::STREAM_CREDIT).and_then(HeaderValue::as_int)?;
     u64::try_from(credit).ok()
 }
 
@@ -123,8 +123,8 @@ pub(super) fn count_header(credit: u64) -> HeaderValue {
 
 /// Whether a message is a frame of a stream that only says that its server is there.
 pub(super) fn is_sign_of_life(message: &Message) -> bool {
-    message.headers.get(headers::REPLY_RUN).is_some()
-        && message.headers.get(headers::REPLY_SEQ).is_none()
+    message.headers.get(headers::STREAM_RUN).is_some()
+        && message.headers.get(headers::STREAM_SEQ).is_none()
 }
 
 fn about(kind: &'static str, correlation_id: String, reply_to: &str) -> Message {
@@ -154,7 +154,7 @@ pub(super) fn credit(
     credit: u64,
 ) -> Envelope {
     let message = about(CREDIT, correlation_id, reply_to)
-        .with_header(headers::REPLY_CREDIT, count_header(credit));
+        .with_header(headers::STREAM_CREDIT, count_header(credit));
     Envelope::new(Address::queue(control_queue), message)
 }
 

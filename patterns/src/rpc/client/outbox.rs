@@ -54,7 +54,7 @@ impl Outbox {
 
     /// A frame came of a stream that nobody reads, or no more.
     pub(super) fn stray(&self, frame: &Message) {
-        if frame.headers.get(headers::REPLY_RUN).is_some()
+        if frame.headers.get(headers::STREAM_RUN).is_some()
             && let (Some(queue), Some(id)) = (&frame.reply_to, &frame.correlation_id)
         {
             let (control_queue, id) = (queue.to_string(), id.to_string());

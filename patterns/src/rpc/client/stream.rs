@@ -119,13 +119,13 @@ struct Source {
 
 impl Source {
     fn of(frame: &Message) -> Option<Self> {
-        let run = frame.headers.get(headers::REPLY_RUN).and_then(HeaderValue::as_text)?;
+        let run = frame.headers.get(headers::STREAM_RUN).and_then(HeaderValue::as_text)?;
         let control_queue = frame.reply_to.as_deref()?;
         Some(Self { run: run.to_owned(), control_queue: control_queue.to_owned() })
     }
 
     fn sent(&self, frame: &Message) -> bool {
-        frame.headers.get(headers::REPLY_RUN).and_then(HeaderValue::as_text) == Some(&*self.run)
+        frame.headers.get(headers::STREAM_RUN).and_then(HeaderValue::as_text) == Some(&*self.run)
     }
 }
 
@@ -174,7 +174,7 @@ impl RpcClient {
             CallOptions { timeout: timeout.or(Some(super::LONGEST)), parent, ..Default::default() };
         let call = inner.call(service, method, &whole)?;
         let mut request = inner.request(&call, params, &whole)?;
-        request.headers.set(headers::REPLY_CREDIT, control::count_header(window));
+        request.headers.set(headers::STREAM_CREDIT, control::count_header(window));
         if !bounded {
             request.deadline = None;
         }
@@ -242,7 +242,7 @@ impl<T: DeserializeOwned> ReplyStream<T> {
             self.ended = true;
             return Ok(Frame::Item(item));
         }
-        let seq = frame.headers.get(headers::REPLY_SEQ).and_then(HeaderValue::as_int);
+        let seq = frame.headers.get(headers::STREAM_SEQ).and_then(HeaderValue::as_int);
         let Some(seq) = seq.and_then(|seq| u64::try_from(seq).ok()) else {
             return Ok(Frame::Nothing);
         };
@@ -252,7 +252,7 @@ impl<T: DeserializeOwned> ReplyStream<T> {
         if seq > self.next {
             return Err(self.broken(format!("item {seq} came in its place")));
         }
-        let is_end = frame.headers.get(headers::REPLY_END).and_then(HeaderValue::as_bool);
+        let is_end = frame.headers.get(headers::STREAM_END).and_then(HeaderValue::as_bool);
         if is_end == Some(true) {
             return Ok(Frame::End);
         }

@@ -69,7 +69,7 @@ impl Streaming<'_> {
             }
         };
         let last = match ended {
-            Ok(()) => self.nothing().map(|end| end.with_header(headers::REPLY_END, true)),
+            Ok(()) => self.nothing().map(|end| end.with_header(headers::STREAM_END, true)),
             Err(Stopped::Failed(error)) => self.replies.written(self.codec, Err(&error)),
             Err(Stopped::Left) => None,
         };
@@ -151,9 +151,9 @@ impl Streaming<'_> {
         confirms: &mut Confirms,
     ) -> Result<(), Stopped> {
         frame.reply_to = Some(self.control_queue.to_owned().into());
-        frame.headers.set(headers::REPLY_RUN, self.run.clone());
+        frame.headers.set(headers::STREAM_RUN, self.run.clone());
         if let Some(seq) = seq {
-            frame.headers.set(headers::REPLY_SEQ, count_header(seq));
+            frame.headers.set(headers::STREAM_SEQ, count_header(seq));
         }
         match self.replies.send(self.request, frame).await {
             Ok(confirm) => {
