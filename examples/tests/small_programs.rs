@@ -23,15 +23,10 @@ fn rpc() {
 #[test]
 fn async_calls() {
     let said = output(env!("CARGO_BIN_EXE_async_calls"), &[]);
-    assert!(
-        said.starts_with(
-            "pasta: hot pasta\n\
-             soup: hot soup\n\
-             soufflé ready: false\n\
-             soufflé: the call was cancelled\n"
-        ),
-        "{said}"
-    );
+    let begin = "pasta: hot pasta\nsoup: hot soup\nsoufflé ready: false\n";
+    assert!(said.starts_with(begin), "{said}");
+    // The kitchen and its guest say this at the same time.
+    assert!(said.contains("soufflé: the call was cancelled\n"), "{said}");
     assert!(said.contains("kitchen: the soufflé is called off\n"), "{said}");
     assert!(said.contains("menu: course 1\n"), "{said}");
     assert!(said.contains("menu: course 3\n"), "{said}");
