@@ -175,21 +175,25 @@ fn run(harness: &Arc<dyn Harness>, function: Function) {
         let world = World::new(Arc::clone(&broker));
         let offers = format!("stream_{}", world.service);
         function(world).await;
-        let cleaned = timeout(SOON, nothing_is_left(&*broker, &offers)).await;
-        cleaned.expect("connections and the queues of transfers go");
+        nothing_is_left(&*broker, &offers).await;
     });
 }
 
 /// Waits until there are no connections and no queues but that of the offers, which waits for
 /// receivers to come.
 async fn nothing_is_left(broker: &dyn TestBroker, offers: &str) {
-    loop {
-        let left = broker.left_over(offers).await.expect("what is left");
-        if left.iter().all(|left| *left == format!("queue '{offers}'")) {
-            return;
+    let mut left = Vec::new();
+    let cleaned = timeout(SOON, async {
+        loop {
+            left = broker.left_over(offers).await.expect("what is left");
+            if left.iter().all(|left| *left == format!("queue '{offers}'")) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    });
+    let cleaned = cleaned.await;
+    assert!(cleaned.is_ok(), "connections and the queues of transfers go: {left:?}");
 }
 
 fn main() -> ExitCode {

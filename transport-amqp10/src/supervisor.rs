@@ -119,8 +119,20 @@ fn jittered(env: &Env, pause: Duration) -> Duration {
     pause.mul_f64(0.5 + env.random_unit() / 2.0)
 }
 
+/// A connection that is being restored, and is closed when that is given up.
+struct Attempt(Option<Arc<Connection>>);
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if let Some(connection) = self.0.take() {
+            tokio::spawn(async move { connection.close().await });
+        }
+    }
+}
+
 async fn restore(link: &Arc<Link>, dial: &Dial, lost: &Connection) -> Result<Arc<Connection>> {
     let connection = Connection::open(dial, lost.epoch() + 1).await?;
+    let mut attempt = Attempt(Some(connection.clone()));
     let restoring = async {
         for attempt in 1..=ATTEMPTS {
             let last = attempt == ATTEMPTS;
@@ -146,7 +158,10 @@ async fn restore(link: &Arc<Link>, dial: &Dial, lost: &Connection) -> Result<Arc
         }
     };
     match outcome {
-        Ok(()) => Ok(connection),
+        Ok(()) => {
+            attempt.0 = None;
+            Ok(connection)
+        }
         Err(error) => {
             connection.end();
             lose(link);

@@ -14,7 +14,7 @@ use super::world::{World, soon};
 
 /// One side of a transfer: its queue, and the way to the other side.
 pub(crate) struct Hand {
-    transport: Arc<dyn Transport>,
+    pub(crate) transport: Arc<dyn Transport>,
     queue: String,
     consumer: Consumer,
     pub(crate) id: String,

@@ -270,6 +270,8 @@ pub(crate) async fn a_receiver_that_has_more_than_there_is_ends_it(world: World)
         let hand = offers.take().await;
         hand.say("stream.credit", json!({ "received": u64::MAX - 1, "until": u64::MAX })).await;
         assert_eq!(soon(transfer.finish()).await.unwrap_err().code(), "BROKEN_PROTOCOL");
+        // The next one wants the queue of offers.
+        hand.transport.close(SOON).await.unwrap();
     }
 }
 
