@@ -41,6 +41,16 @@ const ANONYMOUS_RELAY: &str = "ANONYMOUS-RELAY";
 /// The smallest frame, and its header, in bytes.
 const HEADER: usize = 8;
 
+/// By how much a frame may grow that goes out, in bytes: a header at most.
+const OUTGOING_MARGIN: u32 = 64;
+
+/// By how much a frame may grow that comes in, in bytes: a byte for each death of a message, and a
+/// header.
+const INCOMING_MARGIN: u32 = 4 * 1024;
+
+/// The smallest limit of frames that a peer may have, in bytes; part 2, section 2.7.1.
+const SMALLEST_MAX: u32 = 512;
+
 /// What a header of the protocol names, after those of encryption and authentication.
 const AMQP: u8 = 0;
 
@@ -193,7 +203,7 @@ impl Kind {
     const fn of(code: u8, direction: Direction) -> Option<Self> {
         Some(match (code, direction) {
             (0x12, _) => Self::Attach,
-            (0x10, Direction::Incoming) => Self::Open,
+            (0x10, _) => Self::Open,
             (0x11, Direction::Incoming) => Self::Begin,
             (0x13, _) => Self::Flow,
             (0x14, _) => Self::Transfer,
@@ -380,7 +390,19 @@ fn look(
         to_vec(performative).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
     match kind {
-        Kind::Open => observed.note_open(&read(body)?),
+        Kind::Open => {
+            let mut open: Open = read(body)?;
+            let margin = match direction {
+                Direction::Incoming => {
+                    observed.note_open(&open);
+                    OUTGOING_MARGIN
+                }
+                Direction::Outgoing => INCOMING_MARGIN,
+            };
+            let most = open.max_frame_size.0;
+            open.max_frame_size.0 = most.saturating_sub(margin).max(most.min(SMALLEST_MAX));
+            return written(&open).map(Some);
+        }
         Kind::Begin => {
             links.sending.retain(|(other, _)| *other != channel);
             observed.note_window(read::<Begin>(body)?.incoming_window);
@@ -482,6 +504,40 @@ mod tests {
         for (name, role) in [(PAIR, Role::Receiver), ("other", Role::Sender)] {
             let other = frame(0, &to_vec(&attach(name, role)).unwrap());
             assert_eq!(through(Direction::Incoming, &observed, &[&other]).unwrap(), other);
+        }
+    }
+
+    /// What is put into a frame must have room in it.
+    #[test]
+    fn each_side_is_told_of_less_room_than_the_other_has() {
+        for (direction, margin) in
+            [(Direction::Incoming, OUTGOING_MARGIN), (Direction::Outgoing, INCOMING_MARGIN)]
+        {
+            for (most, told) in
+                [(131_072, 131_072 - margin), (512, 512), (600, 600 - margin.min(88))]
+            {
+                let mut open = open();
+                open.max_frame_size.0 = most;
+                let sent = frame(0, &to_vec(&open).unwrap());
+                let passed = through(direction, &Observed::default(), &[&sent]).unwrap();
+                let open: Open = from_slice(&passed[HEADER..]).unwrap();
+                assert_eq!(open.max_frame_size.0, told);
+            }
+        }
+    }
+
+    fn open() -> Open {
+        Open {
+            container_id: "broker".to_owned(),
+            hostname: None,
+            max_frame_size: Default::default(),
+            channel_max: Default::default(),
+            idle_time_out: None,
+            outgoing_locales: None,
+            incoming_locales: None,
+            offered_capabilities: None,
+            desired_capabilities: None,
+            properties: None,
         }
     }
 

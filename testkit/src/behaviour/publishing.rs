@@ -250,11 +250,20 @@ async fn empty_and_large_bodies_arrive(scene: Scene) {
     for queue in [scene.queue("quorum").await, scene.classic("classic").await] {
         // A pattern whose period is prime to every frame size, so that swapped frames show.
         let large: Bytes = (0..LARGE).map(|n| (n % 251) as u8).collect();
-        let bodies = [Bytes::new(), large, Bytes::new()];
-        scene.publish(&queue, bodies.clone()).await;
+        let bodies = [Bytes::new(), large.clone(), large, Bytes::new()];
+        let address = Address::queue(queue.clone());
+        // What is said of a message may take room in a frame, so half of them have more to say.
+        let envelopes = bodies.iter().enumerate().map(|(number, body)| {
+            let message = Message::new(body.clone());
+            let message = if number % 2 == 0 { message } else { message.transient() };
+            let message = if number == 2 { message.with_priority(4) } else { message };
+            Envelope::new(address.clone(), message)
+        });
+        scene.publish_envelopes(envelopes).await;
         let mut reader = scene.read(&queue, 10).await;
-        for sent in bodies {
+        for (number, sent) in bodies.into_iter().enumerate() {
             let delivery = reader.next().await;
+            assert_eq!(delivery.message().durable, number % 2 == 0, "message {number}");
             let got = &delivery.message().body;
             assert_eq!(got.len(), sent.len(), "the size of a body through '{queue}'");
             assert!(*got == sent, "a body of {} bytes through '{queue}' changed", sent.len());
