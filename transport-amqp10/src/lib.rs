@@ -1,5 +1,4 @@
-//! RabbitMQ 4 over AMQP 1.0, on fe2o3-amqp. It is under construction: the behaviour suite does not
-//! pass yet.
+//! RabbitMQ 4 over AMQP 1.0, and other brokers that speak it, on fe2o3-amqp.
 //!
 //! # Example: publish and consume
 //!
