@@ -16,9 +16,12 @@ pub enum Delay {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ReplyMode {
-    /// By a queue of its own that goes with its connection.
+    /// By a queue that it declares, and that goes with its connection. Its name stays.
     ExclusiveQueue,
-    /// By the broker's direct reply-to, without a queue.
+    /// By a queue that the broker makes and names for its consumer, and that goes with it.
+    TemporaryQueue,
+    /// By the broker's direct reply-to, without a queue: an answer is handed to the requester or
+    /// lost.
     Direct,
 }
 
@@ -48,7 +51,8 @@ pub struct Capabilities {
     pub streams: bool,
     /// The largest body in bytes; `None` when there is no limit.
     pub max_message_size: Option<u64>,
-    /// How a requester gets its answers.
+    /// The lightest way for a requester to get its answers. [`ReplyMode::ExclusiveQueue`] is there
+    /// as well wherever there is [`topology`](Self::topology).
     pub reply_mode: ReplyMode,
     /// Whether a consumer can keep others from its queue.
     pub exclusive_consumers: bool,

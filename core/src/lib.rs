@@ -46,6 +46,7 @@ mod headers;
 mod message;
 mod name;
 mod publisher;
+mod replies;
 mod topology;
 mod transport;
 
@@ -59,8 +60,9 @@ pub use error::{Error, ErrorKind, Result};
 pub use event::{ConnectionState, ConsumerHealth, EventSender, Health, TransportEvent};
 pub use headers::{CAUSATION_ID_HEADER, DEADLINE_HEADER, HeaderValue, Headers, KEY_HEADER};
 pub use message::Message;
-pub use name::{MAX_NAME_BYTES, check_declared_name, check_name};
+pub use name::{MAX_NAME_BYTES, check_declared_name, check_name, is_reserved_name};
 pub use publisher::{Publisher, PublisherExt, PublisherOptions};
+pub use replies::{Replies, ReplyAddress, ReplyAddressSender, ReplyOptions};
 pub use topology::{
     Action, Binding, DeadLetter, Difference, Entity, Exchange, ExchangeKind, Overflow, Plan, Queue,
     QueueInfo, QueueKind, RetryDelay, Step, Target, Topology,

@@ -21,12 +21,18 @@ pub fn check_name(operation: &'static str, name: &str) -> Result<()> {
     Err(Error::new(ErrorKind::Invalid, operation, complaint).with_context("name", name))
 }
 
+/// Whether a name is one that brokers keep for what they make themselves.
+#[must_use]
+pub fn is_reserved_name(name: &str) -> bool {
+    name.starts_with("amq.")
+}
+
 /// Checks the name of a queue or exchange that is to be declared.
 ///
 /// # Errors
 ///
 /// [`ErrorKind::Invalid`] when it is empty or breaks a rule of [`check_name`], and
-/// [`ErrorKind::Unauthorized`] when it begins with `amq.`, which brokers keep for themselves.
+/// [`ErrorKind::Unauthorized`] for one that [is reserved](is_reserved_name).
 pub fn check_declared_name(operation: &'static str, name: &str) -> Result<()> {
     if name.is_empty() {
         return Err(Error::new(
@@ -35,7 +41,7 @@ pub fn check_declared_name(operation: &'static str, name: &str) -> Result<()> {
             "a queue or exchange that is declared must have a name",
         ));
     }
-    if name.starts_with("amq.") {
+    if is_reserved_name(name) {
         return Err(Error::new(
             ErrorKind::Unauthorized,
             operation,

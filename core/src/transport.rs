@@ -7,7 +7,7 @@ use futures_util::stream::BoxStream;
 
 use crate::{
     Capabilities, Consumer, ConsumerOptions, Env, Health, Plan, Publisher, PublisherOptions,
-    QueueInfo, Result, Topology, TransportEvent,
+    QueueInfo, Replies, ReplyOptions, Result, Topology, TransportEvent,
 };
 
 /// A connection to one broker, which restores itself when it is lost.
@@ -100,6 +100,19 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
     /// [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable),
     /// [`ErrorKind::Closed`](crate::ErrorKind::Closed).
     async fn consumer(&self, queue: &str, options: ConsumerOptions) -> Result<Consumer>;
+
+    /// Begins to take the answers to requests, at an address of its own. Cancellation safe: answers
+    /// that nobody gets are not taken any more.
+    ///
+    /// By default it declares the queue and consumes it; what else a broker has is its transport's.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported) for a mode that broker or transport
+    /// has not, and those of [`declare`](Self::declare) and [`consumer`](Self::consumer).
+    async fn replies(&self, options: ReplyOptions) -> Result<Replies> {
+        Replies::by_exclusive_queue(self, options).await
+    }
 
     /// What happens to this transport from now on.
     fn events(&self) -> BoxStream<'static, TransportEvent>;

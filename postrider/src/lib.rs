@@ -75,7 +75,7 @@ pub use postrider_core as core;
 pub use postrider_core::{
     Address, Binding, Capabilities, Confirm, Consumer, ConsumerOptions, DeadLetter, Delivery, Env,
     Envelope, Error, ErrorKind, Exchange, HeaderValue, Headers, Message, Plan, Publisher,
-    PublisherExt, PublisherOptions, Queue, ReplyMode, Result, StreamStart, Topology, Transport,
-    TransportEvent, Verdict,
+    PublisherExt, PublisherOptions, Queue, Replies, ReplyAddress, ReplyMode, ReplyOptions, Result,
+    StreamStart, Topology, Transport, TransportEvent, Verdict,
 };
 pub use postrider_patterns::*;

@@ -50,6 +50,18 @@ impl Version {
         self.major > 4 || (self.major == 4 && self.minor >= 2)
     }
 
+    /// Whether direct reply-to is there over AMQP 1.0.
+    #[must_use]
+    pub const fn has_direct_replies(self) -> bool {
+        self.converts_reply_addresses()
+    }
+
+    /// Whether the broker makes a queue for a consumer over AMQP 1.0.
+    #[must_use]
+    pub const fn has_temporary_queues(self) -> bool {
+        self.major > 4 || (self.major == 4 && self.minor >= 1)
+    }
+
     /// What the broker can do over either protocol.
     #[must_use]
     pub fn capabilities(self) -> Capabilities {

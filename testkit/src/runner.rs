@@ -188,7 +188,7 @@ fn run_bounded(
     let (playing, left_over) = (harness.clone(), left_over.clone());
     let thread = thread::Builder::new().name(name.clone()).spawn(move || {
         let runtime = runtime(playing.clock());
-        let behaviour_name = behaviour.name();
+        let behaviour_name = behaviour.name().to_owned();
         let outcome = runtime.block_on(play(&*playing, behaviour));
         let passed = outcome.is_ok();
         // Nobody listens any more when the time limit has passed.

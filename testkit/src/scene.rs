@@ -37,6 +37,8 @@ struct Inner {
     publisher: OnceCell<Arc<dyn Publisher>>,
     others: Mutex<Vec<Arc<dyn Transport>>>,
     declared: Mutex<Topology>,
+    #[cfg(feature = "patterns")]
+    reply_mode: std::sync::OnceLock<postrider_core::ReplyMode>,
 }
 
 impl Scene {
@@ -53,6 +55,8 @@ impl Scene {
             publisher: OnceCell::new(),
             others: Mutex::default(),
             declared: Mutex::default(),
+            #[cfg(feature = "patterns")]
+            reply_mode: std::sync::OnceLock::new(),
         })))
     }
 
@@ -78,6 +82,20 @@ impl Scene {
     #[must_use]
     pub fn capabilities(&self) -> &Capabilities {
         self.transport().capabilities()
+    }
+
+    /// Callers get their replies by this from now on.
+    #[cfg(feature = "patterns")]
+    pub(crate) fn reply_by(&self, mode: postrider_core::ReplyMode) {
+        let set = self.0.reply_mode.set(mode);
+        assert!(set.is_ok(), "callers get their replies by one means in a behaviour");
+    }
+
+    /// How callers get their replies.
+    #[cfg(feature = "patterns")]
+    pub(crate) fn reply_mode(&self) -> postrider_core::ReplyMode {
+        let chosen = self.0.reply_mode.get().copied();
+        chosen.unwrap_or(postrider_core::ReplyMode::ExclusiveQueue)
     }
 
     /// A further connection to the same broker, closed after the behaviour.

@@ -16,12 +16,12 @@ use fe2o3_amqp_types::{
 };
 use futures_util::{Stream, future::BoxFuture};
 use postrider_core::{
-    ConsumerHealth, ConsumerOptions, Delivery, Error, ErrorKind, QueueKind, Result, StreamStart,
-    TransportEvent,
+    ConsumerHealth, ConsumerOptions, Delivery, Error, ErrorKind, Queue, QueueKind, Result,
+    StreamStart, TransportEvent,
 };
 use postrider_rabbitmq::queue_goes_by_itself;
 use serde_amqp::{described::Described, descriptor::Descriptor};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::{
     admin::Admin,
@@ -31,6 +31,7 @@ use crate::{
     message::Delivered,
     owner::{Consuming, Owner},
     provisioned,
+    replies::{Dynamic, made},
     sessions::Seat,
     stay::Stay,
 };
@@ -76,7 +77,10 @@ struct Inner {
 /// A consumer over all its stays.
 #[derive(Debug)]
 pub(crate) struct Subscriber {
+    /// The queue's name; of answers by what the broker makes, what they are called.
     queue: Arc<str>,
+    /// What the broker makes for it at each attach.
+    dynamic: Option<Dynamic>,
     options: ConsumerOptions,
     /// Kept open by the consumer's stream and by its stays, not by this.
     guard: Weak<Guard>,
@@ -85,8 +89,28 @@ pub(crate) struct Subscriber {
 
 impl Subscriber {
     pub(crate) fn new(guard: &Arc<Guard>, queue: &str, options: ConsumerOptions) -> Arc<Self> {
+        Self::make(guard, queue, options, None)
+    }
+
+    /// A consumer of what the broker makes for it.
+    pub(crate) fn of_replies(
+        guard: &Arc<Guard>,
+        name: &str,
+        options: ConsumerOptions,
+        dynamic: Dynamic,
+    ) -> Arc<Self> {
+        Self::make(guard, name, options, Some(dynamic))
+    }
+
+    fn make(
+        guard: &Arc<Guard>,
+        queue: &str,
+        options: ConsumerOptions,
+        dynamic: Option<Dynamic>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             queue: queue.into(),
+            dynamic,
             options,
             guard: Arc::downgrade(guard),
             inner: Mutex::new(Inner {
@@ -107,28 +131,21 @@ impl Subscriber {
         let Some(guard) = self.guard.upgrade() else { return Ok(()) };
         let deadline = guard.link().operation_deadline();
         let in_context = |error: Error| error.with_context("queue", self.queue.to_string());
-        // A refused link ends its session on older versions, so it is asked before.
-        let known = match connection.dialect().foreign() {
-            Some(_) => provisioned::known(connection, &self.queue, deadline).await.map(Some),
-            None => Admin::new(connection, "consume", deadline).queue(&self.queue).await,
-        };
         let spec = guard.link().record().queue(&self.queue).cloned();
-        let kind = match known {
-            Ok(Some(known)) => known.kind,
-            Ok(None) => {
-                let why = "the queue does not exist";
-                return Err(in_context(Error::new(ErrorKind::NotFound, "consume", why)));
-            }
-            // Consuming goes on under an alarm, and the management does not.
-            Err(_) if connection.is_blocked() => spec.as_ref().map(|spec| spec.kind),
-            Err(error) => return Err(in_context(error)),
+        let kind = match self.dynamic {
+            Some(_) => Some(QueueKind::Classic),
+            None => self.kind(connection, spec.as_ref(), deadline).await.map_err(in_context)?,
         };
         let keeps_order = spec.as_ref().is_some_and(|spec| spec.single_active_consumer);
         let seat = connection.seat("consume", deadline).await.map_err(in_context)?;
         let start = self.inner().next_offset.map(StreamStart::Offset).or(self.options.start);
         let receiver = connection.by(deadline, "consume", self.receiver(&guard, &seat, start));
         let receiver = receiver.await.and_then(|attached| attached).map_err(in_context)?;
-        let stay = Stay::new(guard.clone(), self.queue.clone());
+        let queue = match &self.dynamic {
+            Some(_) => made(connection.dialect(), &receiver).map_err(in_context)?,
+            None => self.queue.clone(),
+        };
+        let stay = Stay::new(guard.clone(), queue);
         guard.link().stays().enter(&stay);
         if !self.leave_suspension(Place::Attached(stay.clone())) {
             stay.stop(Vec::new());
@@ -145,11 +162,33 @@ impl Subscriber {
             prefetch: self.options.prefetch,
             keeps_order,
             is_stream: kind == Some(QueueKind::Stream),
+            is_settled: self.dynamic.as_ref().is_some_and(|dynamic| dynamic.is_direct),
             delays: kind == Some(QueueKind::Quorum) && connection.version().delays_retries(),
         };
         let owner = Owner::new(stay, self.clone(), connection.clone(), consuming);
         connection.spawn(owner.run());
         Ok(())
+    }
+
+    /// What kind of queue it is. A refused link ends its session on older versions, so it is asked
+    /// before.
+    async fn kind(
+        &self,
+        connection: &Arc<Connection>,
+        spec: Option<&Queue>,
+        deadline: Instant,
+    ) -> Result<Option<QueueKind>> {
+        let known = match connection.dialect().foreign() {
+            Some(_) => provisioned::known(connection, &self.queue, deadline).await.map(Some),
+            None => Admin::new(connection, "consume", deadline).queue(&self.queue).await,
+        };
+        match known {
+            Ok(Some(known)) => Ok(known.kind),
+            Ok(None) => Err(Error::new(ErrorKind::NotFound, "consume", "the queue does not exist")),
+            // Consuming goes on under an alarm, and the management does not.
+            Err(_) if connection.is_blocked() => Ok(spec.map(|spec| spec.kind)),
+            Err(error) => Err(error),
+        }
     }
 
     async fn receiver(
@@ -160,19 +199,41 @@ impl Subscriber {
     ) -> Result<Receiver> {
         let id = guard.link().env().new_id().simple();
         let name = self.options.name.as_deref().unwrap_or("postrider");
-        let mut source = Source::builder()
-            .address(guard.link().dialect().queue(&self.queue))
-            .outcomes(OUTCOMES.map(Symbol::from).to_vec())
-            .build();
+        let mut source = match &self.dynamic {
+            Some(dynamic) => dynamic.source(),
+            None => Source::builder()
+                .address(guard.link().dialect().queue(&self.queue))
+                .outcomes(OUTCOMES.map(Symbol::from).to_vec())
+                .build(),
+        };
         source.filter = start.map(stream_filter);
+        let settle_mode =
+            self.dynamic.as_ref().map_or(SenderSettleMode::Unsettled, Dynamic::settle_mode);
         let receiver = Receiver::builder()
             .name(format!("{name} {id}"))
             .source(source)
-            .sender_settle_mode(SenderSettleMode::Unsettled)
+            .sender_settle_mode(settle_mode)
             .receiver_settle_mode(ReceiverSettleMode::First)
             .credit_mode(CreditMode::Manual);
         let attached = seat.attach("consume", |session| Box::pin(receiver.attach(session))).await?;
         attached.map_err(|error| of_receiver("consume", &error))
+    }
+
+    /// The broker may send at this stay: answers find their way from now on.
+    pub(crate) fn reachable(&self, stay: &Arc<Stay>) {
+        let Some(dynamic) = &self.dynamic else { return };
+        let inner = self.inner();
+        // Under the lock, so that it is not told after it was lost.
+        if matches!(&inner.place, Place::Attached(own) if Arc::ptr_eq(own, stay)) {
+            dynamic.tell(Some(stay.queue().clone()));
+        }
+    }
+
+    /// Answers find no way any more.
+    fn unreachable(&self) {
+        if let Some(dynamic) = &self.dynamic {
+            dynamic.tell(None);
+        }
     }
 
     /// Takes deliveries of `stay` into the buffer; `false` when nobody will read them.
@@ -204,6 +265,7 @@ impl Subscriber {
             inner.next_offset = stay.next_offset().or(inner.next_offset);
             inner.place = Place::Suspended;
             inner.buffer.clear();
+            self.unreachable();
         }
     }
 
@@ -290,6 +352,7 @@ impl Subscriber {
                 return;
             }
             let place = std::mem::replace(&mut inner.place, Place::Ended { error: Some(error) });
+            self.unreachable();
             let unread = std::mem::take(&mut inner.buffer);
             wake(inner);
             (unread, place)
@@ -309,6 +372,7 @@ impl Subscriber {
                 return;
             }
             let place = std::mem::replace(&mut inner.place, Place::Ended { error: None });
+            self.unreachable();
             let unread = std::mem::take(&mut inner.buffer);
             wake(inner);
             (unread, place)

@@ -9,6 +9,7 @@ use crate::{
     address,
     frames::Observed,
     profile::{Broker, Profile},
+    replies,
 };
 
 /// The first RabbitMQ with AMQP 1.0 of its own.
@@ -95,6 +96,7 @@ impl Dialect {
         // Application properties are simple values: part 3, section 3.2.5.
         capabilities.nested_headers = false;
         capabilities.exclusive_consumers = false;
+        capabilities.reply_mode = replies::lightest(*version);
         capabilities
     }
 

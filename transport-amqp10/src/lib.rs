@@ -44,6 +44,7 @@ mod pipeline;
 mod profile;
 mod provisioned;
 mod publisher;
+mod replies;
 mod sasl;
 mod sections;
 mod sessions;

@@ -12,7 +12,7 @@ use fe2o3_amqp_types::{
     primitives::{OrderedMap, Symbol, Timestamp, Value},
 };
 use futures_util::FutureExt;
-use postrider_core::{Error, ErrorKind, Result, Settlement};
+use postrider_core::{DeliveryInfo, Error, ErrorKind, Result, Settlement};
 use tokio::{
     task::JoinSet,
     time::{Instant, timeout},
@@ -68,6 +68,8 @@ pub(crate) struct Consuming {
     pub(crate) keeps_order: bool,
     /// Whether each message has its place in a stream.
     pub(crate) is_stream: bool,
+    /// Whether the broker settles what it sends: there is nothing to be told about it.
+    pub(crate) is_settled: bool,
     /// Whether the broker delays a message that failed for as long as it is told.
     pub(crate) delays: bool,
 }
@@ -160,9 +162,14 @@ impl Owner {
     async fn serve(&mut self) -> Over {
         let connection = self.connection.clone();
         let mut over = pin!(connection.over());
+        let mut is_reachable = false;
         loop {
             if let Err(error) = self.obey().await {
                 return self.why(error);
+            }
+            if !is_reachable {
+                is_reachable = true;
+                self.subscriber.reachable(&self.stay);
             }
             let (lost, settled) = {
                 let book = self.stay.book();
@@ -219,10 +226,14 @@ impl Owner {
             // Most are acks, which need nothing but the ledger.
             orders.retain(|(tag, settlement)| {
                 let is_ack = *settlement == Settlement::Ack;
-                if is_ack && let Some(kept) = book.ledger.take(*tag) {
-                    self.acks.push(kept.receipt);
+                let is_done = is_ack || self.link.is_settled;
+                if is_done && let Some(kept) = book.ledger.take(*tag) {
+                    match kept.receipt {
+                        Some(receipt) => self.acks.push(receipt),
+                        None => book.handed_out = book.handed_out.saturating_sub(1),
+                    }
                 }
-                !is_ack
+                !is_done
             });
             book.acked = self.acks.len();
             (mem::take(&mut book.stop), mem::take(&mut book.unread))
@@ -265,10 +276,9 @@ impl Owner {
 
     fn ack(&mut self, tag: u64) {
         let mut book = self.stay.book();
-        if let Some(kept) = book.ledger.take(tag) {
-            self.acks.push(kept.receipt);
-            book.acked = self.acks.len();
-        }
+        let kept = book.ledger.take(tag);
+        self.acks.extend(kept.and_then(|kept| kept.receipt));
+        book.acked = self.acks.len();
     }
 
     async fn retry(&mut self, tag: u64, after: Duration) -> Result<()> {
@@ -329,8 +339,8 @@ impl Owner {
     /// Settles a delivery that was handed out, otherwise than by an ack.
     async fn settle(&self, tag: u64, state: impl Into<TerminalDeliveryState>) -> Result<()> {
         let kept = self.stay.book().ledger.take(tag);
-        if let Some(kept) = kept {
-            self.dispose(vec![kept.receipt], state).await?;
+        if let Some(receipt) = kept.and_then(|kept| kept.receipt) {
+            self.dispose(vec![receipt], state).await?;
             let mut book = self.stay.book();
             book.handed_out = book.handed_out.saturating_sub(1);
         }
@@ -392,12 +402,12 @@ impl Owner {
         }
         let receipts: Vec<_> = {
             let mut book = self.stay.book();
-            unread.into_iter().filter_map(|tag| book.ledger.take(tag)).collect()
+            let unread = unread.into_iter().filter_map(|tag| book.ledger.take(tag));
+            unread.filter_map(|kept| kept.receipt).collect()
         };
         if receipts.is_empty() {
             return Ok(());
         }
-        let receipts = receipts.into_iter().map(|kept: Kept| kept.receipt).collect();
         self.dispose(receipts, Released {}).await
     }
 
@@ -410,8 +420,13 @@ impl Owner {
                 Ok(delivery) => {
                     let (receipt, wire) = delivery.into_parts();
                     let (dialect, queue) = (self.connection.dialect(), self.stay.queue());
-                    let delivered = message::read(dialect, queue, wire, self.link.is_stream);
+                    let mut delivered = message::read(dialect, queue, wire, self.link.is_stream);
                     self.credit = self.credit.saturating_sub(1);
+                    let is_settled = self.link.is_settled;
+                    if is_settled {
+                        delivered.info = DeliveryInfo::first(queue.clone());
+                    }
+                    let receipt = (!is_settled).then_some(receipt);
                     let kept = Kept { delivered: delivered.clone(), receipt };
                     let tag = {
                         let mut book = self.stay.book();

@@ -1,8 +1,9 @@
-//! The sections in front of a message, where the client library cannot read or write what has to be
+//! The sections of a message, where the client library cannot read or write what has to be
 //! read or written.
 //!
 //! - RabbitMQ writes the deaths of a message as an array of maps, which `serde_amqp` 0.18 cannot read.
-//!   As a list it can.
+//!   As a list it can. The same is true of an array without elements, which the management has in its
+//!   answers.
 //! - `fe2o3-amqp` 0.18 takes a header without a priority and one with the default for the same, and
 //!   writes neither. RabbitMQ's classic queues do tell them apart. Where the default is written out, the
 //!   highest bit of the delivery count says so on this side of the wire.
@@ -10,10 +11,13 @@
 //!
 //! Encodings: AMQP 1.0 part 1, sections 1.2 and 1.6. Sections of a message: part 3, section 3.2.
 
-/// The codes of the sections in front of a message's properties.
+/// The codes of the sections.
 const HEADER: u8 = 0x70;
 const DELIVERY_ANNOTATIONS: u8 = 0x71;
 const MESSAGE_ANNOTATIONS: u8 = 0x72;
+const PROPERTIES: u8 = 0x73;
+const APPLICATION_PROPERTIES: u8 = 0x74;
+const VALUE: u8 = 0x77;
 
 const MAP_8: u8 = 0xc1;
 const MAP_32: u8 = 0xd1;
@@ -60,12 +64,12 @@ impl Transfer {
 /// The first transfer of a message as the client library can read it, where that is otherwise. What
 /// cannot be followed is left as it is, for the client library to judge.
 pub(crate) fn readable(body: &[u8], transfer: Transfer) -> Option<Vec<u8>> {
-    rewrite(body, transfer, marked, listed)
+    rewrite(body, transfer, marked, listed, listed)
 }
 
 /// The first transfer of a message as the client library could not write it, where that is otherwise.
 pub(crate) fn written_out(body: &[u8], transfer: Transfer) -> Option<Vec<u8>> {
-    rewrite(body, transfer, unmarked, |_| None)
+    rewrite(body, transfer, unmarked, |_| None, |_| None)
 }
 
 type Rewrite = fn(&[u8]) -> Option<Vec<u8>>;
@@ -75,21 +79,23 @@ fn rewrite(
     transfer: Transfer,
     header: Rewrite,
     annotations: Rewrite,
+    value: Rewrite,
 ) -> Option<Vec<u8>> {
     let mut at = transfer.payload;
     let mut copied = 0;
     let mut written = Vec::new();
     while let Some(&[0x00, 0x53, code]) = body.get(at..at + 3) {
-        let value = at + 3;
+        let begin = at + 3;
         let rewrite = match code {
             HEADER => header,
-            DELIVERY_ANNOTATIONS => |_: &[u8]| None,
+            DELIVERY_ANNOTATIONS | PROPERTIES | APPLICATION_PROPERTIES => |_: &[u8]| None,
             MESSAGE_ANNOTATIONS => annotations,
+            VALUE => value,
             _ => break,
         };
-        let Some(end) = end_of(body, value) else { break };
-        if let Some(instead) = rewrite(&body[value..end]) {
-            written.extend_from_slice(&body[copied..value]);
+        let Some(end) = end_of(body, begin) else { break };
+        if let Some(instead) = rewrite(&body[begin..end]) {
+            written.extend_from_slice(&body[copied..begin]);
             written.extend(instead);
             copied = end;
         }
@@ -160,7 +166,7 @@ fn uint(value: &[u8]) -> Option<u32> {
     }
 }
 
-/// A map with its arrays of compound values as lists; `None` when it has none.
+/// A map with its arrays as lists that are of compound values or empty; `None` when it has none.
 fn listed(map: &[u8]) -> Option<Vec<u8>> {
     let (mut at, count) = match *map.first()? {
         MAP_8 => (3, u32::from(*map.get(2)?)),
@@ -187,13 +193,16 @@ fn listed(map: &[u8]) -> Option<Vec<u8>> {
     Some([head, written].concat())
 }
 
-/// An array of lists or maps as a list of them.
+/// An array of lists or maps as a list of them, and an empty one as an empty list.
 fn as_list(value: &[u8]) -> Option<Vec<u8>> {
     let (count, mut at) = match *value.first()? {
         0xe0 => (u32::from(*value.get(2)?), 3),
         0xf0 => (number(value, 5)?, 9),
         _ => return None,
     };
+    if count == 0 {
+        return Some(vec![LIST_0]);
+    }
     let constructor = *value.get(at)?;
     at += 1;
     // The width of an element's own size.
@@ -306,6 +315,21 @@ mod tests {
         assert_eq!(maps.len(), 2);
         assert!(message.body.is_data() && message.header.unwrap().durable);
         assert_eq!(readable(&changed, transfer(&changed)), None, "there is none left");
+    }
+
+    #[test]
+    fn an_empty_array_in_the_body_is_an_empty_list() {
+        for empty in [&[0xe0, 1, 0][..], &[0xe0, 2, 0, 0xa1], &[0xf0, 0, 0, 0, 4, 0, 0, 0, 0]] {
+            let pairs = [&[0xa1, 1, b'r'][..], empty, &[0xa1, 1, b'n', 0x53, 7]].concat();
+            let map = [&[MAP_8, u8::try_from(pairs.len() + 1).unwrap(), 4][..], &pairs].concat();
+            let sections = [0x00, 0x53, PROPERTIES, LIST_0, 0x00, 0x53, VALUE];
+            let sent = [&TRANSFER[..], &sections, &map].concat();
+            let changed = readable(&sent, transfer(&sent)).expect("there is an array");
+            let Body::Value(body) = decoded(&changed).body else { panic!("a value") };
+            let Value::Map(map) = body.0 else { panic!("a map") };
+            assert_eq!(map.get(&Value::String("r".to_owned())), Some(&Value::List(Vec::new())));
+            assert_eq!(map.get(&Value::String("n".to_owned())), Some(&Value::Ulong(7)));
+        }
     }
 
     fn decoded(body: &[u8]) -> Message<Body<Value>> {

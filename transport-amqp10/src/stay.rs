@@ -19,8 +19,8 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Kept {
     pub(crate) delivered: Delivered,
-    /// What the client library settles it by.
-    pub(crate) receipt: Receipt,
+    /// What the client library settles it by; `None` for what came settled.
+    pub(crate) receipt: Option<Receipt>,
 }
 
 /// What was delivered and is not settled.

@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use futures_util::stream::BoxStream;
 use postrider_core::{
     Address, Capabilities, Consumer, ConsumerOptions, Env, Error, ErrorKind, Health, Plan,
-    Publisher, PublisherOptions, QueueInfo, QueueKind, Result, Topology, Transport, TransportEvent,
-    check_name,
+    Publisher, PublisherOptions, QueueInfo, QueueKind, Replies, ReplyAddress, ReplyMode,
+    ReplyOptions, Result, Topology, Transport, TransportEvent, check_name,
 };
 use tokio::runtime::Handle;
 
@@ -21,6 +21,7 @@ use crate::{
     options::Options,
     provisioned,
     publisher::Amqp10Publisher,
+    replies::Dynamic,
     supervisor, uri,
 };
 
@@ -85,6 +86,19 @@ impl Amqp10 {
 
     fn link(&self) -> &Arc<Link> {
         self.0.link()
+    }
+
+    async fn subscribe(
+        &self,
+        connection: &Arc<Connection>,
+        subscriber: Arc<Subscriber>,
+    ) -> Result<Consumer> {
+        self.link().subscribers().enter(&subscriber);
+        if let Err(error) = subscriber.attach(connection).await {
+            subscriber.stop();
+            return Err(error);
+        }
+        Ok(Consumer::new(Deliveries::new(self.0.clone(), subscriber)))
     }
 }
 
@@ -201,13 +215,22 @@ impl Transport for Amqp10 {
             let error = Error::new(ErrorKind::Unsupported, "consume", why);
             return Err(error.with_context("queue", queue));
         }
-        let subscriber = Subscriber::new(&self.0, queue, options);
-        self.link().subscribers().enter(&subscriber);
-        if let Err(error) = subscriber.attach(&connection).await {
-            subscriber.stop();
-            return Err(error);
+        self.subscribe(&connection, Subscriber::new(&self.0, queue, options)).await
+    }
+
+    async fn replies(&self, options: ReplyOptions) -> Result<Replies> {
+        if options.mode == ReplyMode::ExclusiveQueue {
+            return Replies::by_exclusive_queue(self, options).await;
         }
-        Ok(Consumer::new(Deliveries::new(self.0.clone(), subscriber)))
+        let deadline = self.link().operation_deadline();
+        let connection = self.link().connection("replies", deadline).await?;
+        let consuming = options.consumer().with_name(options.name.clone());
+        consuming.check()?;
+        let (sender, address) = ReplyAddress::changing();
+        let dynamic = Dynamic::new(connection.dialect(), options.mode, sender)?;
+        let subscriber = Subscriber::of_replies(&self.0, &options.name, consuming, dynamic);
+        let consumer = self.subscribe(&connection, subscriber).await?;
+        Ok(Replies::new(consumer, address))
     }
 
     fn events(&self) -> BoxStream<'static, TransportEvent> {

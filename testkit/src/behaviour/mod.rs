@@ -26,6 +26,7 @@ mod prefetch;
 mod priority;
 mod publishing;
 mod recovery;
+mod replies;
 mod retry_delay;
 mod routing;
 mod settlement;
@@ -36,6 +37,8 @@ mod watermill;
 use std::{any, fmt, process::ExitCode, sync::Arc};
 
 use futures_util::future::LocalBoxFuture;
+#[cfg(feature = "patterns")]
+use postrider_core::ReplyMode;
 
 pub use self::need::Need;
 use crate::{
@@ -56,9 +59,9 @@ pub fn main(harnesses: &[Arc<dyn Harness>]) -> ExitCode {
 
 /// One behaviour of the contract.
 pub struct Behaviour {
-    name: &'static str,
-    needs: &'static [Need],
-    run: Box<dyn Fn(Scene) -> LocalBoxFuture<'static, ()> + Send + Sync>,
+    name: String,
+    needs: Vec<Need>,
+    run: Arc<dyn Fn(Scene) -> LocalBoxFuture<'static, ()> + Send + Sync>,
 }
 
 impl Behaviour {
@@ -71,22 +74,38 @@ impl Behaviour {
     {
         let path = any::type_name::<F>();
         Self {
-            name: path.split_once("behaviour::").map_or(path, |(_, below)| below),
-            needs,
-            run: Box::new(move |scene| Box::pin(run(scene))),
+            name: path.split_once("behaviour::").map_or(path, |(_, below)| below).to_owned(),
+            needs: needs.to_vec(),
+            run: Arc::new(move |scene| Box::pin(run(scene))),
+        }
+    }
+
+    /// The same with callers that get their replies directly, in the room `direct` of its rooms.
+    #[cfg(feature = "patterns")]
+    fn direct(&self) -> Self {
+        let mut rooms: Vec<_> = self.name.split("::").collect();
+        rooms.insert(1, "direct");
+        let run = Arc::clone(&self.run);
+        Self {
+            name: rooms.join("::"),
+            needs: self.needs.iter().copied().chain([Need::DirectReplies]).collect(),
+            run: Arc::new(move |scene| {
+                scene.reply_by(ReplyMode::Direct);
+                run(scene)
+            }),
         }
     }
 
     /// Module and function, for example `routing::fanout_gives_each_queue_a_copy`.
     #[must_use]
-    pub fn name(&self) -> &'static str {
-        self.name
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// What a broker and a harness must be able to do for it to apply.
     #[must_use]
-    pub fn needs(&self) -> &'static [Need] {
-        self.needs
+    pub fn needs(&self) -> &[Need] {
+        &self.needs
     }
 
     /// The faults that it brings about.
@@ -139,6 +158,7 @@ pub fn behaviours() -> Vec<Behaviour> {
         admin::behaviours(),
         closing::behaviours(),
         recovery::behaviours(),
+        replies::behaviours(),
         retry_delay::behaviours(),
         watermill::behaviours(),
         churn::behaviours(),
@@ -166,6 +186,7 @@ mod tests {
             // The fault scenarios and the calls have rooms of their own.
             let name = name.strip_prefix("faults::").unwrap_or(name);
             let name = name.strip_prefix("calls::").unwrap_or(name);
+            let name = name.strip_prefix("direct::").unwrap_or(name);
             assert_eq!(name.split("::").count(), 2, "{name}");
         }
     }

@@ -1,6 +1,6 @@
 use std::fmt;
 
-use postrider_core::{Capabilities, Delay};
+use postrider_core::{Capabilities, Delay, ReplyMode};
 
 use crate::harness::Fault;
 
@@ -30,6 +30,8 @@ pub enum Need {
     NestedHeaders,
     /// The reason of a reject travels with the dead letter.
     RejectReason,
+    /// Answers come by direct reply-to.
+    DirectReplies,
     /// The harness can bring about a fault.
     Fault(Fault),
 }
@@ -50,6 +52,7 @@ impl Need {
             Self::ExclusiveConsumers => capabilities.exclusive_consumers,
             Self::NestedHeaders => capabilities.nested_headers,
             Self::RejectReason => capabilities.reject_reason,
+            Self::DirectReplies => capabilities.reply_mode == ReplyMode::Direct,
             Self::Fault(fault) => faults.contains(fault),
         }
     }
@@ -69,6 +72,7 @@ impl fmt::Display for Need {
             Self::ExclusiveConsumers => f.write_str("exclusive_consumers"),
             Self::NestedHeaders => f.write_str("nested_headers"),
             Self::RejectReason => f.write_str("reject_reason"),
+            Self::DirectReplies => f.write_str("direct replies"),
             Self::Fault(fault) => fault.fmt(f),
         }
     }
@@ -93,6 +97,7 @@ mod tests {
             Need::ExclusiveConsumers,
             Need::NestedHeaders,
             Need::RejectReason,
+            Need::DirectReplies,
             Need::Fault(Fault::Alarm),
         ] {
             assert!(!need.is_met(&nothing, &[Fault::ConnectionLoss]), "{need}");

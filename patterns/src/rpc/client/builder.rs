@@ -5,8 +5,7 @@ use std::{
 
 use futures_util::{StreamExt, stream::BoxStream};
 use postrider_core::{
-    Consumer, ConsumerOptions, Error, ErrorKind, PublisherOptions, Queue, ReplyMode, Result,
-    Topology, Transport, TransportEvent,
+    PublisherOptions, Replies, ReplyMode, ReplyOptions, Result, Transport, TransportEvent,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -83,50 +82,51 @@ impl RpcClientBuilder {
         self
     }
 
-    /// How replies come. No transport gives them by direct reply-to so far, and asking for it is an
-    /// error at the start. Default: [`ReplyMode::ExclusiveQueue`].
+    /// How replies come. The lightest way that a broker has is
+    /// [`Capabilities::reply_mode`](postrider_core::Capabilities::reply_mode); one that it has not is
+    /// an error at the start. Default: [`ReplyMode::ExclusiveQueue`].
+    ///
+    /// By [`ReplyMode::Direct`] the broker hands a reply over or loses it. The client always has room
+    /// for twice [`max_in_flight`](Self::max_in_flight), up to 65,535; what streamed replies and
+    /// gathering bring on top of that should stay below it.
     pub fn reply_mode(mut self, mode: ReplyMode) -> Self {
         self.reply_mode = mode;
         self
     }
 
-    /// Declares the reply queue, which is exclusive to this connection, and begins to consume it.
+    /// Begins to take replies: by default it declares a queue, which is exclusive to this connection,
+    /// and consumes it.
     ///
     /// Cancellation safe: when the future is dropped, an empty reply queue may stay until the
     /// connection ends.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Unsupported`] for a reply mode that the transport has not, and what
-    /// [`Transport::declare`], [`Transport::publisher`] and [`Transport::consumer`] fail with.
+    /// [`ErrorKind::Unsupported`](postrider_core::ErrorKind::Unsupported) for a reply mode that the
+    /// transport has not, and what [`Transport::replies`] and [`Transport::publisher`] fail with.
     pub async fn connect(self) -> Result<RpcClient> {
         let transport = self.transport;
-        if self.reply_mode != ReplyMode::ExclusiveQueue {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                "connect",
-                "this transport gives no replies by direct reply-to; take an exclusive queue",
-            )
-            .with_context("url", transport.url()));
-        }
         let id = transport.env().new_id().to_string();
-        let reply_to = self.naming.reply_queue(&self.name, &id);
-        let replies = Queue::exclusive(reply_to.clone()).auto_delete();
-        transport.declare(&Topology::new().queue(replies)).await?;
+        let mut options =
+            ReplyOptions::new(self.naming.reply_queue(&self.name, &id)).with_mode(self.reply_mode);
+        if self.reply_mode == ReplyMode::Direct {
+            let room = u16::try_from(self.max_in_flight.saturating_mul(2)).unwrap_or(u16::MAX);
+            options.prefetch = room.max(options.prefetch);
+        }
         let publisher = transport.publisher(PublisherOptions::default()).await?;
-        // Before the consumer, so that no loss of it is missed.
+        // Before the replies, so that no loss of them is missed.
         let events = transport.events();
-        let consumer =
-            transport.consumer(&reply_to, ConsumerOptions::default().with_prefetch(1_000)).await?;
+        let replies = transport.replies(options).await?;
+        let address = replies.address().clone();
         let pending = Arc::new(Pending::new(&id, self.max_in_flight));
         let ended = CancellationToken::new();
         let outbox = Arc::new(Outbox::new(
             Arc::clone(&transport),
             Arc::clone(&publisher),
             self.naming.clone(),
-            reply_to.clone(),
+            address.clone(),
         ));
-        let receive = receive(consumer, events, Arc::clone(&pending), Arc::clone(&outbox));
+        let receive = receive(replies, events, Arc::clone(&pending), Arc::clone(&outbox));
         let until = ended.clone();
         tokio::spawn(async move { until.run_until_cancelled_owned(receive).await });
         Ok(RpcClient {
@@ -138,7 +138,7 @@ impl RpcClientBuilder {
                 outbox,
                 name: self.name,
                 naming: self.naming,
-                reply_to,
+                address,
                 codec: self.codec,
                 limits: self.limits,
                 timeout: self.timeout,
@@ -151,12 +151,14 @@ impl RpcClientBuilder {
 
 /// Hands replies to their calls until the consumer ends.
 async fn receive(
-    mut replies: Consumer,
+    mut replies: Replies,
     mut events: BoxStream<'static, TransportEvent>,
     pending: Arc<Pending>,
     outbox: Arc<Outbox>,
 ) {
     let mut listening = true;
+    let address = replies.address().clone();
+    let mut known = None;
     let cause = loop {
         tokio::select! {
             // What has arrived is handed out before a loss ends the rest.
@@ -178,6 +180,13 @@ async fn receive(
                 Some(_) => {}
                 None => listening = false,
             },
+            // It is lost with its link too, while the connection stays.
+            now = address.changed(known.as_deref()) => {
+                if known.is_some() {
+                    pending.lose("the address of its reply was lost");
+                }
+                known = now;
+            }
         }
     };
     tracing::debug!(%cause, "no more replies");

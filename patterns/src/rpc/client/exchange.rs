@@ -12,7 +12,8 @@ use std::{
 
 use futures_util::FutureExt;
 use postrider_core::{
-    Address, Confirm, Env, Envelope, Message, Publisher, Transport, Verdict, check_name,
+    Address, Confirm, Env, Envelope, Message, Publisher, ReplyAddress, Transport, Verdict,
+    check_name,
 };
 use serde::Serialize;
 use tokio::time::{sleep, timeout_at};
@@ -48,7 +49,7 @@ pub(super) struct Inner {
     pub(super) presence: Presence,
     pub(super) name: String,
     pub(super) naming: Naming,
-    pub(super) reply_to: String,
+    pub(super) address: ReplyAddress,
     pub(super) codec: Codec,
     pub(super) limits: Limits,
     pub(super) timeout: Duration,
@@ -95,7 +96,6 @@ impl Inner {
         let mut message = Message::new(body)
             .with_content_type(self.codec.content_type())
             .with_message_id(self.env().new_id().to_string())
-            .with_reply_to(self.reply_to.clone())
             .with_type(method.to_string())
             .with_timestamp(now)
             .with_deadline(now + *timeout)
@@ -170,14 +170,17 @@ impl Inner {
         let address = Address::queue(call.queue.clone());
         // From here on the request may be on its way when the future is dropped.
         let mut given_up = GivenUp { inner: self, call, ticket: &ticket, ended: false };
-        let confirm = match self.send(call, Envelope::new(address, request)).await {
+        let confirm = match self.send(call, &ticket, Envelope::new(address, request)).await {
             Ok(confirm) => confirm,
             Err(not_sent) => {
                 given_up.ended = true;
                 return Err(not_sent);
             }
         };
-        ticket.sent();
+        if let Err(lost) = self.sent(&ticket) {
+            given_up.ended = true;
+            return Err(lost);
+        }
         let waiting = timeout_at(call.until, self.reply(call, confirm, &mut reply));
         let outcome = waiting.await.unwrap_or_else(|_late| Err(call.timed_out()));
         // It has its reply, or its server knows its deadline.
@@ -192,16 +195,45 @@ impl Inner {
     pub(super) async fn send(
         &self,
         call: &Call<'_>,
+        ticket: &Ticket,
         envelope: Envelope,
     ) -> Result<Confirm, RpcError> {
         let sending = async {
             match self.presence.check(&call.queue).await {
-                Answer::Served => Ok(self.publisher.send(envelope).await?),
+                Answer::Served => self.publish(ticket, envelope).await,
                 Answer::NoQueue => Err(call.no_queue()),
                 Answer::NoConsumer { .. } => Err(call.no_consumer()),
             }
         };
         timeout_at(call.until, sending).await.unwrap_or_else(|_late| Err(call.not_sent()))
+    }
+
+    /// Publishes a request, to be answered at the address of the moment.
+    pub(super) async fn publish(
+        &self,
+        ticket: &Ticket,
+        mut envelope: Envelope,
+    ) -> Result<Confirm, RpcError> {
+        let reply_to = self.address.get().await?;
+        envelope.message.reply_to = Some(reply_to.to_string().into());
+        ticket.answered_at(reply_to);
+        Ok(self.publisher.send(envelope).await?)
+    }
+
+    /// Notes that a request is on its way.
+    ///
+    /// # Errors
+    ///
+    /// [`RpcError::Unknown`] when it went with an address that was lost before it was sent: it may be
+    /// handled, and its reply will not come.
+    pub(super) fn sent(&self, ticket: &Ticket) -> Result<(), RpcError> {
+        ticket.sent();
+        match ticket.reply_to() {
+            Some(reply_to) if !self.address.is(reply_to) => Err(RpcError::Unknown {
+                cause: "the connection was lost while it was sent".to_owned(),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// What the broker's verdict on a request means for its call; nothing when it has it.
@@ -266,7 +298,7 @@ pub(super) struct GivenUp<'a> {
 impl Drop for GivenUp<'_> {
     fn drop(&mut self) {
         if !self.ended {
-            self.inner.outbox.given_up(&self.call.service, self.ticket.id());
+            self.inner.outbox.given_up(&self.call.service, self.ticket);
         }
     }
 }

@@ -200,7 +200,7 @@ impl RpcClient {
             let exchange = inner.outbox.exchange(service).await?;
             let exchange = exchange.ok_or_else(|| call.no_instance())?;
             let address = Address::exchange(exchange, control::KEY_ALL);
-            Ok(inner.publisher.send(Envelope::new(address, message)).await?.await)
+            Ok(inner.publish(&ticket, Envelope::new(address, message)).await?.await)
         };
         let mut given_up = GivenUp { inner, call: &call, ticket: &ticket, ended: false };
         let sent = timeout_at(call.until, sending).await;
@@ -215,7 +215,7 @@ impl RpcClient {
                 inner.verdict(&call, verdict)?;
             }
         }
-        ticket.sent();
+        inner.sent(&ticket)?;
 
         let mut gathered = Gathered::new();
         let gathering = inner.take_answers(&mut gathered, &mut replies, until, expected);

@@ -6,9 +6,10 @@ use std::{
     time::Duration,
 };
 
-use postrider_core::{Message, Publisher, Result, Transport};
+use postrider_core::{Message, Publisher, ReplyAddress, Result, Transport};
 use tokio::{sync::mpsc, time::Instant};
 
+use super::pending::Ticket;
 use crate::{headers, naming::Naming, rpc::control};
 
 /// How much may wait to be told. More is not told: it is only a favour to the server.
@@ -22,9 +23,9 @@ const MISSING_FOR: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 enum Telling {
-    GivenUp { service: String, id: String },
+    GivenUp { service: String, id: String, reply_to: Arc<str> },
     Stray { control_queue: String, id: String },
-    Credit { control_queue: String, id: String, credit: u64 },
+    Credit { control_queue: String, id: String, reply_to: Arc<str>, credit: u64 },
 }
 
 /// Takes what is to be told; a task tells it, until this is dropped and nothing is left.
@@ -39,17 +40,20 @@ impl Outbox {
         transport: Arc<dyn Transport>,
         publisher: Arc<dyn Publisher>,
         naming: Naming,
-        reply_to: String,
+        address: ReplyAddress,
     ) -> Self {
         let (telling, waiting) = mpsc::channel(MOST_WAITING);
         let exchanges = Arc::new(Exchanges { transport, naming, known: Mutex::default() });
-        tokio::spawn(tell(waiting, Arc::clone(&exchanges), publisher, reply_to));
+        tokio::spawn(tell(waiting, Arc::clone(&exchanges), publisher, address));
         Self { telling, exchanges }
     }
 
-    /// Nobody waits for the reply to the call `id` any more.
-    pub(super) fn given_up(&self, service: &str, id: String) {
-        self.put(Telling::GivenUp { service: service.to_owned(), id });
+    /// Nobody waits for the reply to a call any more. One that was not sent has no server to tell.
+    pub(super) fn given_up(&self, service: &str, ticket: &Ticket) {
+        if let Some(reply_to) = ticket.reply_to() {
+            let (service, reply_to) = (service.to_owned(), Arc::clone(reply_to));
+            self.put(Telling::GivenUp { service, id: ticket.id(), reply_to });
+        }
     }
 
     /// A frame came of a stream that nobody reads, or no more.
@@ -62,9 +66,12 @@ impl Outbox {
         }
     }
 
-    /// The stream of the call `id` may go on until it has sent `credit` frames.
-    pub(super) fn credit(&self, control_queue: &str, id: String, credit: u64) {
-        self.put(Telling::Credit { control_queue: control_queue.to_owned(), id, credit });
+    /// The stream of a call may go on until it has sent `credit` frames.
+    pub(super) fn credit(&self, control_queue: &str, ticket: &Ticket, credit: u64) {
+        if let Some(reply_to) = ticket.reply_to() {
+            let (control_queue, reply_to) = (control_queue.to_owned(), Arc::clone(reply_to));
+            self.put(Telling::Credit { control_queue, id: ticket.id(), reply_to, credit });
+        }
     }
 
     fn put(&self, telling: Telling) {
@@ -89,18 +96,19 @@ async fn tell(
     mut waiting: mpsc::Receiver<Telling>,
     exchanges: Arc<Exchanges>,
     publisher: Arc<dyn Publisher>,
-    reply_to: String,
+    address: ReplyAddress,
 ) {
     while let Some(telling) = waiting.recv().await {
         let told = match telling {
-            Telling::GivenUp { service, id } => exchanges
+            Telling::GivenUp { service, id, reply_to } => exchanges
                 .of(&service, MISSING_FOR)
                 .await
                 .map(|exchange| exchange.map(|to| control::cancel(to, id, &reply_to))),
             Telling::Stray { control_queue, id } => {
-                Ok(Some(control::cancel_at(control_queue, id, &reply_to)))
+                // It came to this address, or its server is told by the verdict on the next.
+                address.get().await.map(|to| Some(control::cancel_at(control_queue, id, &to)))
             }
-            Telling::Credit { control_queue, id, credit } => {
+            Telling::Credit { control_queue, id, reply_to, credit } => {
                 Ok(Some(control::credit(control_queue, id, &reply_to, credit)))
             }
         };

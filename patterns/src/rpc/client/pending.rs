@@ -3,7 +3,7 @@
 use std::{
     fmt::Write,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
@@ -148,7 +148,7 @@ impl Pending {
         });
         let place = Place { slot, generation: state.slots[slot].generation };
         state.slots[slot].call = Some(Call { answers, sent: false });
-        Ok(Ticket { pending: Arc::clone(self), place })
+        Ok(Ticket { pending: Arc::clone(self), place, reply_to: OnceLock::new() })
     }
 
     fn id(&self, place: Place) -> String {
@@ -233,9 +233,21 @@ impl Pending {
 pub(super) struct Ticket {
     pending: Arc<Pending>,
     place: Place,
+    reply_to: OnceLock<Arc<str>>,
 }
 
 impl Ticket {
+    /// The request is about to be sent, to be answered there.
+    pub(super) fn answered_at(&self, reply_to: Arc<str>) {
+        // It is sent once.
+        let _first = self.reply_to.set(reply_to);
+    }
+
+    /// Where the replies go; `None` while nothing was sent.
+    pub(super) fn reply_to(&self) -> Option<&Arc<str>> {
+        self.reply_to.get()
+    }
+
     /// The call's correlation id.
     pub(super) fn id(&self) -> String {
         self.pending.id(self.place)

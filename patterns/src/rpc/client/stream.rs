@@ -185,11 +185,11 @@ impl RpcClient {
         let (ticket, replies) = inner.pending.register_many(room)?;
         request.correlation_id = Some(ticket.id().into());
         let envelope = Envelope::new(Address::queue(call.queue.clone()), request);
-        let sending = async { Ok(inner.send(&call, envelope).await?.await) };
+        let sending = async { Ok(inner.send(&call, &ticket, envelope).await?.await) };
         let sent = timeout_at(inner.env().now() + begin, sending).await;
         let verdict = sent.unwrap_or_else(|_late| Err(call.not_sent()))?;
         inner.verdict(&call, verdict)?;
-        ticket.sent();
+        inner.sent(&ticket)?;
         let (until, timeout) = (bounded.then_some(call.until), call.timeout);
         Ok(ReplyStream {
             inner: Arc::clone(&self.inner),
@@ -274,7 +274,7 @@ impl<T: DeserializeOwned> ReplyStream<T> {
 impl<T> ReplyStream<T> {
     fn grant(&self) {
         if let Some(source) = &self.source {
-            self.inner.outbox.credit(&source.control_queue, self.ticket.id(), self.granted);
+            self.inner.outbox.credit(&source.control_queue, &self.ticket, self.granted);
         }
     }
 
@@ -291,7 +291,7 @@ impl<T> ReplyStream<T> {
     fn give_up(&mut self) {
         if !self.ended {
             self.ended = true;
-            self.inner.outbox.given_up(&self.service, self.ticket.id());
+            self.inner.outbox.given_up(&self.service, &self.ticket);
         }
     }
 }

@@ -283,6 +283,7 @@ impl RpcServer {
         tokio::spawn(async move { until.run_until_cancelled_owned(listen).await });
         let dead_letters = DeadLetters::new(transport, publisher.clone(), &self.naming, &queue);
         let replies = Replies {
+            transport: Arc::clone(transport),
             publisher,
             env: transport.env().clone(),
             limits: self.limits,

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use postrider_core::{
-    Address, Confirm, Env, Envelope, Error, ErrorKind, Message, Publisher, Result,
+    Address, Confirm, Env, Envelope, Error, ErrorKind, Message, Publisher, Result, Transport,
+    is_reserved_name,
 };
 
 use crate::{
@@ -48,6 +49,7 @@ impl From<Replied> for Disposition {
 /// Writes replies and publishes them.
 #[derive(Debug)]
 pub(super) struct Replies {
+    pub(super) transport: Arc<dyn Transport>,
     pub(super) publisher: Arc<dyn Publisher>,
     pub(super) env: Env,
     pub(super) limits: Limits,
@@ -115,6 +117,13 @@ impl Replies {
         reply.correlation_id.clone_from(&request.correlation_id);
         reply.causation_id.clone_from(&request.message_id);
         self.publisher.send(Envelope::new(Address::Queue(reply_to), reply)).await.map(Some)
+    }
+
+    /// Whether nobody takes replies to a request any more, where no verdict tells: a broker may take
+    /// what is sent to an address of its own making, whoever is there. Cancellation safe.
+    pub(super) async fn are_unread(&self, request: &Message) -> bool {
+        let Some(reply_to) = request.reply_to.as_deref() else { return false };
+        is_reserved_name(reply_to) && matches!(self.transport.queue_info(reply_to).await, Ok(None))
     }
 
     /// What a reply that was not published means for its request.

@@ -134,6 +134,9 @@ impl Streaming<'_> {
     }
 
     async fn sign_of_life(&self, confirms: &mut Confirms) -> Result<(), Stopped> {
+        if self.replies.are_unread(self.request).await {
+            return Err(Stopped::Left);
+        }
         let Some(nothing) = self.nothing() else { return Ok(()) };
         self.frame(None, nothing, confirms).await
     }

@@ -1,4 +1,5 @@
-//! Calls: what RPC promises over any transport. Its rooms go through what can happen to a call.
+//! Calls: what RPC promises over any transport. Its rooms go through what can happen to a call, and
+//! once more with direct replies where the broker has them.
 
 mod duplicates;
 mod ends;
@@ -11,7 +12,7 @@ mod streams;
 use super::Behaviour;
 
 pub(super) fn behaviours() -> Vec<Behaviour> {
-    [
+    let behaviours: Vec<_> = [
         ends::behaviours(),
         duplicates::behaviours(),
         losses::behaviours(),
@@ -21,5 +22,7 @@ pub(super) fn behaviours() -> Vec<Behaviour> {
     ]
     .into_iter()
     .flatten()
-    .collect()
+    .collect();
+    let direct: Vec<_> = behaviours.iter().map(Behaviour::direct).collect();
+    behaviours.into_iter().chain(direct).collect()
 }

@@ -74,7 +74,9 @@ impl Service {
     }
 
     pub(super) fn client_on(&self, transport: &Arc<dyn Transport>) -> RpcClientBuilder {
-        RpcClient::builder(transport).naming(self.naming.clone())
+        RpcClient::builder(transport)
+            .naming(self.naming.clone())
+            .reply_mode(self.scene.reply_mode())
     }
 
     /// Starts a server on the scene's first connection.
