@@ -34,10 +34,12 @@ pub const DIFFERENCES: &[KnownDifference] = &[
     EXPIRY_BEHIND_RETURNED,
     QUORUM_REJECT_PUBLISH,
     QUORUM_BYTES,
+    ENCODED_BYTES,
     PRIORITY_LEVELS,
     COMPETING_CONSUMERS,
     LOST_WITH_MORE_WAITING,
     EXCLUSIVE_ON_QUORUM,
+    EXCLUSIVE_CONSUMERS,
     STREAMS,
 ];
 
@@ -203,6 +205,12 @@ pub(super) const QUORUM_BYTES: KnownDifference = KnownDifference {
     comparison: "only classic queues have a maximum of bytes",
 };
 
+pub(super) const ENCODED_BYTES: KnownDifference = KnownDifference {
+    name: "encoded-bytes",
+    reason: "what comes over AMQP 1.0 counts in classic queues too with its encoded properties",
+    comparison: "over AMQP 1.0 queues have no maximum of bytes",
+};
+
 pub(super) const PRIORITY_LEVELS: KnownDifference = KnownDifference {
     name: "priority-levels",
     reason: "before 4.3 RabbitMQ's quorum queues have two priorities, served two to one \
@@ -228,6 +236,13 @@ pub(super) const EXCLUSIVE_ON_QUORUM: KnownDifference = KnownDifference {
     name: "exclusive-consumer-on-quorum",
     reason: "RabbitMQ ignores an exclusive consumer on a quorum queue, so the transport refuses it",
     comparison: "consumers of quorum queues are not exclusive",
+};
+
+pub(super) const EXCLUSIVE_CONSUMERS: KnownDifference = KnownDifference {
+    name: "exclusive-consumers",
+    reason: "over AMQP 1.0 a consumer cannot keep others from its queue (capability \
+             `exclusive_consumers`)",
+    comparison: "consumers are exclusive only where both sides can have such",
 };
 
 pub(super) const STREAMS: KnownDifference = KnownDifference {

@@ -64,6 +64,20 @@ pub trait Pair: Send + Sync {
     ///
     /// When there is none; the message should say how to start one.
     async fn subject(&self) -> Result<Arc<dyn TestBroker>>;
+
+    /// What the subject's classic queues count toward a maximum of bytes. Default: bodies.
+    fn sizes(&self) -> Sizes {
+        Sizes::OfBodies
+    }
+}
+
+/// What a queue counts toward a maximum of bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sizes {
+    /// The bodies of its messages.
+    OfBodies,
+    /// What the messages take as they are encoded, properties and all.
+    OfMessages,
 }
 
 /// How many programs are run, and from which seed.
@@ -158,7 +172,7 @@ async fn work(pair: &dyn Pair, plan: Plan, next: &AtomicU64, tally: &Mutex<Tally
         if number >= plan.programs || lock(tally).failures.len() >= ENOUGH_FAILURES {
             break;
         }
-        let program = generate::program(plan.seed + number, bench.means());
+        let program = generate::program(plan.seed + number, bench.means(pair.sizes()));
         bench.judge(pair, program, tally).await?;
     }
     bench.close().await;
@@ -184,8 +198,8 @@ impl Bench {
         })
     }
 
-    fn means(&self) -> Means {
-        Means::of(self.reference.capabilities(), self.subject.capabilities())
+    fn means(&self, sizes: Sizes) -> Means {
+        Means::of(self.reference.capabilities(), self.subject.capabilities(), sizes)
     }
 
     async fn close(&self) {
