@@ -7,16 +7,16 @@
 mod login;
 
 use postrider_testkit::{
-    differential::Sizes,
+    differential::Protocol,
     rabbitmq::{Release, compare},
 };
 
 #[test]
 fn memory_and_rabbitmq_4_3_do_the_same() {
-    compare(Release::NEWEST, login::connect, Sizes::OfBodies);
+    compare(Release::NEWEST, Protocol::Amqp091, login::connect);
 }
 
 #[test]
 fn memory_and_rabbitmq_4_0_do_the_same() {
-    compare(Release::OLDEST, login::connect, Sizes::OfBodies);
+    compare(Release::OLDEST, Protocol::Amqp091, login::connect);
 }

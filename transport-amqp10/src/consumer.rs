@@ -146,6 +146,7 @@ impl Subscriber {
             keeps_order,
             is_stream: kind == Some(QueueKind::Stream),
             delays: kind == Some(QueueKind::Quorum) && connection.version().delays_retries(),
+            counts_end: kind == Some(QueueKind::Classic),
         };
         let owner = Owner::new(stay, self.clone(), connection.clone(), consuming);
         connection.spawn(owner.run());

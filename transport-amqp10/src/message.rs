@@ -249,7 +249,10 @@ pub(crate) fn read(
     // On the way to another queue anybody may have written it.
     let offset = headers.get(STREAM_OFFSET).and_then(HeaderValue::as_int).filter(|_| is_stream);
     headers.remove(STREAM_OFFSET);
-    rename_deaths(&mut headers);
+    if rename_deaths(&mut headers) {
+        // Death takes it away, which RabbitMQ does not tell of what came over AMQP 0.9.1.
+        message.ttl = None;
+    }
     // The broker acquired it on its rung, and says so ever after; a quorum queue counts for itself.
     let redelivered =
         redelivered && !(delay::has_waited(&headers) && returned == 0 && failures == 0);
@@ -266,19 +269,25 @@ pub(crate) fn read(
 }
 
 /// The deaths of a message have other names than over AMQP 0.9.1, which are those that patterns know.
-fn rename_deaths(headers: &mut Headers) {
-    let Some(HeaderValue::List(deaths)) = headers.remove("x-opt-deaths") else { return };
+/// Whether there are any.
+fn rename_deaths(headers: &mut Headers) -> bool {
+    let Some(HeaderValue::List(deaths)) = headers.remove("x-opt-deaths") else { return false };
     let renamed = deaths.into_iter().map(|death| match death {
         HeaderValue::Map(mut death) => {
             if let Some(first) = death.remove("first-time") {
                 death.set("time", first);
             }
             death.remove("last-time");
+            if let Some(ttl) = death.remove("ttl").and_then(|ttl| ttl.as_int()) {
+                let millis = HeaderValue::Text(ttl.to_string().into());
+                death.set("original-expiration", millis);
+            }
             HeaderValue::Map(death)
         }
         other => other,
     });
     headers.set("x-death", HeaderValue::List(renamed.collect()));
+    true
 }
 
 fn id(id: MessageId) -> Cow<'static, str> {

@@ -70,6 +70,8 @@ pub(crate) struct Consuming {
     pub(crate) is_stream: bool,
     /// Whether the broker delays a message that failed for as long as it is told.
     pub(crate) delays: bool,
+    /// Whether what the end of the link gives back counts as failed, as in classic queues.
+    pub(crate) counts_end: bool,
 }
 
 impl Consuming {
@@ -390,7 +392,7 @@ impl Owner {
 
     /// Gives back what nobody was handed.
     async fn give_back(&mut self, unread: Vec<u64>) -> Result<()> {
-        if self.stay.book().handed_out == 0 {
+        if self.stay.book().handed_out == 0 && !self.link.counts_end {
             // The end of the link gives everything back at once.
             self.link.keeps_order = true;
         }

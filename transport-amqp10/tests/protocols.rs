@@ -384,9 +384,10 @@ async fn retries_are_counted_whoever_retries() {
 
 #[tokio::test]
 async fn dead_letters_tell_of_their_death() {
-    let mut sent = full().with_header("number", 7);
+    let sent = full().with_header("number", 7);
     // Dead-lettering takes it away, so that it does not expire again.
-    sent.ttl = None;
+    let mut dead_letter = sent.clone();
+    dead_letter.ttl = None;
     on_each(async |crossing| {
         let (name, dead) = (unique(), unique());
         let letter = DeadLetter::to("").with_routing_key(dead.clone());
@@ -399,7 +400,7 @@ async fn dead_letters_tell_of_their_death() {
         // Each side reads it, the one that killed it last.
         for side in [&crossing.publishing, &crossing.consuming] {
             let delivery = take(consume(&**side, &dead).await).await;
-            assert_same(delivery.message(), &sent, &crossing.name);
+            assert_same(delivery.message(), &dead_letter, &crossing.name);
             let deaths = delivery.message().headers.get("x-death");
             let deaths = deaths.and_then(HeaderValue::as_list).unwrap_or_default();
             let [HeaderValue::Map(death)] = deaths else { panic!("{crossing}: {deaths:?}") };
@@ -407,6 +408,7 @@ async fn dead_letters_tell_of_their_death() {
             assert_eq!(text("queue"), Some(&*name), "{crossing}: {death:?}");
             assert_eq!(text("reason"), Some("rejected"), "{crossing}: {death:?}");
             assert_eq!(text("exchange"), Some(""), "{crossing}: {death:?}");
+            assert_eq!(text("original-expiration"), Some("600123"), "{crossing}: {death:?}");
             assert_eq!(death.get("count"), Some(&HeaderValue::Int(1)), "{crossing}: {death:?}");
             let key = HeaderValue::Text(name.clone().into());
             let keys = HeaderValue::List(vec![key]);

@@ -2,7 +2,7 @@
 
 use postrider_core::{Capabilities, Delay, Env};
 
-use super::run::Sizes;
+use super::run::Protocol;
 
 /// Random choices from a seed.
 pub(super) struct Dice(Env);
@@ -40,7 +40,7 @@ pub(super) struct Means {
 }
 
 impl Means {
-    pub(super) fn of(reference: &Capabilities, subject: &Capabilities, sizes: Sizes) -> Self {
+    pub(super) fn of(reference: &Capabilities, subject: &Capabilities, protocol: Protocol) -> Self {
         let delays = |side: &Capabilities| {
             side.delayed_publish != Delay::None && side.delayed_retry != Delay::None
         };
@@ -49,7 +49,7 @@ impl Means {
             uncounted_release: reference.uncounted_release == subject.uncounted_release,
             delays: delays(reference) && delays(subject),
             exclusive_consumers: reference.exclusive_consumers && subject.exclusive_consumers,
-            sizes: sizes == Sizes::OfBodies,
+            sizes: protocol == Protocol::Amqp091,
         }
     }
 }

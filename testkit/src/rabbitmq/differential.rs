@@ -8,7 +8,7 @@ use postrider_transport_inmemory::{Broker, InMemory};
 
 use super::{Connect, Login, Release, address, credentials, failed, variable};
 use crate::{
-    differential::{self, Pair, Plan, Sizes},
+    differential::{self, Pair, Plan, Protocol},
     harness::{Connection, Fault, TestBroker, Wire},
     proxy::FaultProxy,
 };
@@ -19,25 +19,25 @@ const PROGRAMS: u64 = 400;
 
 /// Runs programs on the in-memory broker and on a RabbitMQ, and compares what is seen; for a test of
 /// its own for each release. [`Plan::from_env`] says how many. Transports should reconnect with pauses
-/// of a second at most. `sizes` is what classic queues count of messages that come over its protocol.
+/// of a second at most.
 ///
 /// # Panics
 ///
 /// As [`differential::run`], and when the environment does not say where the broker is.
-pub fn compare(release: Release, connect: Connect, sizes: Sizes) {
+pub fn compare(release: Release, protocol: Protocol, connect: Connect) {
     let where_it_is = variable(release.url_variable).and_then(|url| {
         let (user, password) = credentials(&url);
         Ok(RabbitMq { address: address(&url)?, user, password, connect })
     });
     let broker = where_it_is.unwrap_or_else(|error| panic!("{error}"));
     let name = format!("memory and {}", release.name);
-    differential::run(&MemoryAndRabbitMq { name, broker, sizes }, Plan::from_env(PROGRAMS));
+    differential::run(&MemoryAndRabbitMq { name, broker, protocol }, Plan::from_env(PROGRAMS));
 }
 
 struct MemoryAndRabbitMq {
     name: String,
     broker: RabbitMq,
-    sizes: Sizes,
+    protocol: Protocol,
 }
 
 #[async_trait]
@@ -54,8 +54,8 @@ impl Pair for MemoryAndRabbitMq {
         Ok(Arc::new(self.broker.clone()))
     }
 
-    fn sizes(&self) -> Sizes {
-        self.sizes
+    fn protocol(&self) -> Protocol {
+        self.protocol
     }
 }
 
