@@ -26,3 +26,7 @@ pub use record::{Record, exchange_goes_by_itself, queue_goes_by_itself};
 pub use roster::Roster;
 pub use tls::Tls;
 pub use version::Version;
+
+/// The header that tells messages apart on their way over AMQP 0.9.1 where their ids do not. It is
+/// taken off where they are consumed, over any protocol, and nobody else's to set.
+pub const PUBLISH_ID_HEADER: &str = "postrider-publish-id";

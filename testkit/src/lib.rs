@@ -9,7 +9,8 @@
 //!   `&dyn Transport` or `&dyn Publisher`.
 //! * [`proxy`] holds [`FaultProxy`](proxy::FaultProxy), which cuts, resets, stalls and slows
 //!   connections to a real broker.
-//! * `rabbitmq`, with the feature of that name, is the harness of every transport to RabbitMQ.
+//! * `rabbitmq`, with the feature of that name, is the harness of every transport to RabbitMQ, and
+//!   compares it with the in-memory broker.
 //!
 //! # Example: the suite as a test target of a transport
 //!

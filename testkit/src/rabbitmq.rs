@@ -3,8 +3,9 @@
 //!
 //! `scripts/brokers up --all` starts the brokers and prints the variables that name them. A test
 //! target of a transport, with `harness = false`, says only how it connects and hands that to
-//! [`main`].
+//! [`main`]; the tests of another hand it to [`compare`].
 
+mod differential;
 mod management;
 
 use std::{
@@ -24,7 +25,7 @@ use futures_util::future::BoxFuture;
 use postrider_core::{Env, Error, ErrorKind, Result, Transport};
 use tokio::{process::Command, sync::OnceCell, time::sleep};
 
-pub use self::management::Management;
+pub use self::{differential::compare, management::Management};
 use crate::{
     behaviour,
     harness::{Clock, Connection, Fault, Harness, Route, TestBroker, Wire},
@@ -54,6 +55,33 @@ pub struct Login {
     pub heartbeat: Option<Duration>,
 }
 
+/// A RabbitMQ that the environment may name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Release {
+    name: &'static str,
+    version: &'static str,
+    url_variable: &'static str,
+    management_variable: &'static str,
+}
+
+impl Release {
+    /// The newest that is supported.
+    pub const NEWEST: Self = Self {
+        name: "rabbitmq-4.3",
+        version: "4.3",
+        url_variable: "POSTRIDER_AMQP_URL",
+        management_variable: "POSTRIDER_AMQP_MANAGEMENT_URL",
+    };
+
+    /// The oldest that is supported.
+    pub const OLDEST: Self = Self {
+        name: "rabbitmq-4.0",
+        version: "4.0",
+        url_variable: "POSTRIDER_AMQP_URL_40",
+        management_variable: "POSTRIDER_AMQP_MANAGEMENT_URL_40",
+    };
+}
+
 /// Connects a transport.
 pub type Connect = fn(Login) -> BoxFuture<'static, Result<Arc<dyn Transport>>>;
 
@@ -71,40 +99,21 @@ pub fn main(connect: Connect, heartbeat: Option<Duration>) -> ExitCode {
 /// [`main`].
 #[must_use]
 pub fn harnesses(connect: Connect, heartbeat: Option<Duration>) -> Vec<Arc<dyn Harness>> {
-    let newest = RabbitMq {
-        name: "rabbitmq-4.3",
-        version: "4.3",
-        url_variable: "POSTRIDER_AMQP_URL",
-        management_variable: "POSTRIDER_AMQP_MANAGEMENT_URL",
-        connect,
-        heartbeat,
-        is_set: Arc::default(),
-    };
-    let oldest = RabbitMq {
-        name: "rabbitmq-4.0",
-        version: "4.0",
-        url_variable: "POSTRIDER_AMQP_URL_40",
-        management_variable: "POSTRIDER_AMQP_MANAGEMENT_URL_40",
-        connect,
-        heartbeat,
-        is_set: Arc::default(),
-    };
-    let has_oldest = env::var_os(oldest.url_variable).is_some();
+    let on = |release| RabbitMq { release, connect, heartbeat, is_set: Arc::default() };
+    let (newest, oldest) = (on(Release::NEWEST), on(Release::OLDEST));
+    let has_oldest = env::var_os(oldest.release.url_variable).is_some();
     let mut harnesses: Vec<Arc<dyn Harness>> = vec![Arc::new(newest)];
     if has_oldest {
         harnesses.push(Arc::new(oldest));
     } else {
-        eprintln!("not run: {} ({} is not set)", oldest.name, oldest.url_variable);
+        eprintln!("not run: {} ({} is not set)", oldest.release.name, oldest.release.url_variable);
     }
     harnesses
 }
 
 #[derive(Debug, Clone)]
 struct RabbitMq {
-    name: &'static str,
-    version: &'static str,
-    url_variable: &'static str,
-    management_variable: &'static str,
+    release: Release,
     connect: Connect,
     heartbeat: Option<Duration>,
     /// Whether the broker has the heartbeat.
@@ -116,7 +125,9 @@ fn variable(name: &str) -> Result<String> {
         Error::new(
             ErrorKind::Unavailable,
             "connect",
-            format!("{name} is not set; start the brokers by `eval \"$(scripts/brokers up)\"`"),
+            format!(
+                "{name} is not set; start the brokers by `eval \"$(scripts/brokers up --all)\"`"
+            ),
         )
     })
 }
@@ -133,11 +144,19 @@ fn address(url: &str) -> Result<SocketAddr> {
     addresses.into_iter().next().ok_or_else(|| failed(host, "it has no address"))
 }
 
+/// The user of a URL and the password.
+fn credentials(url: &str) -> (String, String) {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let credentials = rest.rsplit_once('@').map_or("guest:guest", |(credentials, _)| credentials);
+    let (user, password) = credentials.split_once(':').unwrap_or((credentials, ""));
+    (user.to_owned(), password.to_owned())
+}
+
 impl RabbitMq {
     async fn script(&self, arguments: &[&str]) -> Result<()> {
         let output = Command::new(BROKERS)
             .args(arguments)
-            .args(["--version", self.version])
+            .args(["--version", self.release.version])
             .output()
             .await
             .map_err(|error| failed(BROKERS, error))?;
@@ -158,7 +177,7 @@ impl RabbitMq {
 #[async_trait]
 impl Harness for RabbitMq {
     fn name(&self) -> &str {
-        self.name
+        self.release.name
     }
 
     fn clock(&self) -> Clock {
@@ -178,7 +197,7 @@ impl Harness for RabbitMq {
     }
 
     async fn broker(&self, faults: &[Fault]) -> Result<Arc<dyn TestBroker>> {
-        let address = address(&variable(self.url_variable)?)?;
+        let address = address(&variable(self.release.url_variable)?)?;
         self.is_set.get_or_try_init(|| self.set_heartbeat()).await?;
         let proxy = if faults.contains(&Fault::HeldConfirms) {
             let proxy = FaultProxy::start(address).await;
@@ -190,7 +209,7 @@ impl Harness for RabbitMq {
             kind: self.clone(),
             address,
             proxy,
-            management: Management::new(&variable(self.management_variable)?),
+            management: Management::new(&variable(self.release.management_variable)?),
             users: Mutex::default(),
         }))
     }

@@ -12,10 +12,7 @@ use lapin::{
     BasicProperties,
     types::{AMQPValue, FieldTable},
 };
-
-/// The header of a message that has no id of its own, or one that is under way already. It is taken
-/// off where it is consumed.
-pub(crate) const PUBLISH_ID_HEADER: &str = "postrider-publish-id";
+use postrider_rabbitmq::PUBLISH_ID_HEADER;
 
 /// Messages under way on one channel, by their numbers, which count in the order of sending.
 #[derive(Debug)]

@@ -192,7 +192,7 @@ impl Owner {
     /// Does what was ordered since it was last looked at.
     async fn obey(&mut self) -> Result<()> {
         let mut orders = mem::take(&mut self.orders);
-        let (stop, unread) = {
+        let (stop, mut unread) = {
             let mut book = self.stay.book();
             book.busy = true;
             mem::swap(&mut book.orders, &mut orders);
@@ -206,6 +206,10 @@ impl Owner {
             });
             (mem::take(&mut book.stop), mem::take(&mut book.unread))
         };
+        if stop {
+            // Before what fails, which would come here again.
+            self.cancel(&mut unread).await?;
+        }
         for (tag, settlement) in orders.drain(..) {
             self.apply(tag, settlement).await?;
         }
@@ -304,15 +308,11 @@ impl Owner {
         self.stay.link().note_settled();
     }
 
-    /// Stops consuming and gives back what nobody was handed.
-    async fn give_back(&mut self, mut unread: Vec<u64>) -> Result<()> {
-        if self.keeps_order {
-            // The end of the channel gives everything back in its order.
-            self.consuming = false;
-            return Ok(());
-        }
-        if self.consuming {
-            self.consuming = false;
+    /// Stops consuming; what came in the meantime is unread too.
+    async fn cancel(&mut self, unread: &mut Vec<u64>) -> Result<()> {
+        let was_consuming = mem::replace(&mut self.consuming, false);
+        // Else the end of the channel gives everything back in its order.
+        if was_consuming && !self.keeps_order {
             let tag = self.deliveries.tag();
             let cancel = self.channel.basic_cancel(tag, BasicCancelOptions::default());
             write(cancel).await?;
@@ -321,6 +321,14 @@ impl Owner {
                 let kept = delivered::read(self.stay.queue(), self.is_stream, delivery);
                 self.stay.book().ledger.enter(*unread.last().unwrap_or(&0), kept);
             }
+        }
+        Ok(())
+    }
+
+    /// Gives back what nobody was handed.
+    async fn give_back(&self, unread: Vec<u64>) -> Result<()> {
+        if self.keeps_order {
+            return Ok(());
         }
         for tag in unread {
             let open = self.stay.book().ledger.done(tag).is_some();

@@ -11,8 +11,7 @@ use lapin::{
 use postrider_core::{
     CAUSATION_ID_HEADER, DEADLINE_HEADER, HeaderValue, Headers, KEY_HEADER, Message,
 };
-
-use crate::flight::PUBLISH_ID_HEADER;
+use postrider_rabbitmq::PUBLISH_ID_HEADER;
 
 const PERSISTENT: u8 = 2;
 const TRANSIENT: u8 = 1;

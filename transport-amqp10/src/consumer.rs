@@ -164,6 +164,7 @@ impl Subscriber {
             is_stream: kind == Some(QueueKind::Stream),
             is_settled: self.dynamic.as_ref().is_some_and(|dynamic| dynamic.is_direct),
             delays: kind == Some(QueueKind::Quorum) && connection.version().delays_retries(),
+            counts_end: kind == Some(QueueKind::Classic),
         };
         let owner = Owner::new(stay, self.clone(), connection.clone(), consuming);
         connection.spawn(owner.run());

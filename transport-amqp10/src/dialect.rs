@@ -106,6 +106,12 @@ impl Dialect {
         self.foreign().is_none() || self.is_v1()
     }
 
+    /// Whether a quorum queue counts every return toward its delivery limit, also those that the header
+    /// does not count: releases, and whatever comes back over AMQP 0.9.1.
+    pub(crate) fn counts_returns(&self) -> bool {
+        matches!(self, Self::RabbitMq(version) if !version.counts_failures_apart())
+    }
+
     /// Whether one link takes messages to any address.
     pub(crate) const fn relays(&self) -> bool {
         match self {

@@ -16,18 +16,31 @@ use fe2o3_amqp_types::{
     primitives::{Binary, OrderedMap, SimpleValue, Symbol, Timestamp, Value},
 };
 use postrider_core::{
-    Address, CAUSATION_ID_HEADER, DEADLINE_HEADER, DeliveryInfo, Envelope, HeaderValue, Headers,
-    KEY_HEADER, Message,
+    Address, CAUSATION_ID_HEADER, DEADLINE_HEADER, DeliveryInfo, Envelope, Error, ErrorKind,
+    HeaderValue, Headers, KEY_HEADER, Message, Result,
 };
-use postrider_rabbitmq::delay::{self, take_count};
+use postrider_rabbitmq::{
+    PUBLISH_ID_HEADER,
+    delay::{self, take_count},
+};
 
 use crate::{
     dialect::Dialect,
     sections::{DEFAULT_PRIORITY, WRITTEN_OUT},
 };
 
+/// What the name of a header begins with that is an annotation.
+const ANNOTATION: &str = "x-";
+
 /// The annotation that is the type of a message in AMQP 0.9.1.
 const TYPE: &str = "x-basic-type";
+
+/// The annotation that says how durable a message is to who consumes it over AMQP 0.9.1; 4.0 looks for
+/// it there alone.
+const DELIVERY_MODE: &str = "x-basic-delivery-mode";
+
+/// What it says of a message that may be lost.
+const TRANSIENT: u8 = 1;
 
 /// The annotations in which RabbitMQ says where a message was published to.
 const EXCHANGE: &str = "x-exchange";
@@ -47,6 +60,23 @@ const STREAM_OFFSET: &str = "x-stream-offset";
 pub(crate) struct Delivered {
     pub(crate) envelope: Arc<Envelope>,
     pub(crate) info: DeliveryInfo,
+}
+
+/// Checks that a message can be told to the broker.
+///
+/// # Errors
+///
+/// [`ErrorKind::Unsupported`] for a list or map that would have to be an application property.
+pub(crate) fn check(operation: &'static str, message: &Message) -> Result<()> {
+    let is_nested = |value| matches!(value, &HeaderValue::List(_) | &HeaderValue::Map(_));
+    let nested = message
+        .headers
+        .iter()
+        .find(|(name, value)| !name.starts_with(ANNOTATION) && is_nested(*value));
+    let Some((name, _)) = nested else { return Ok(()) };
+    let why = "over AMQP 1.0 a header may be a list or a map only if its name begins with 'x-'";
+    let error = Error::new(ErrorKind::Unsupported, operation, why);
+    Err(error.with_context("header", name.to_owned()))
 }
 
 /// A message to its address.
@@ -69,8 +99,11 @@ pub(crate) fn write(envelope: &Envelope, dialect: &Dialect) -> Wire<Data> {
     if let Some(kind) = &message.message_type {
         annotations.insert(OwnedKey::from(TYPE), Value::String(kind.clone().into_owned()));
     }
-    for (name, value) in message.headers.iter() {
-        if name.starts_with("x-") {
+    if !message.durable {
+        annotations.insert(OwnedKey::from(DELIVERY_MODE), Value::Ubyte(TRANSIENT));
+    }
+    for (name, value) in message.headers.iter().filter(|(name, _)| *name != PUBLISH_ID_HEADER) {
+        if name.starts_with(ANNOTATION) {
             annotations.insert(OwnedKey::from(name), any_value(value));
         } else if let Some(value) = simple_value(value) {
             application.insert(name.to_owned(), value);
@@ -184,6 +217,7 @@ pub(crate) fn read(
             (TYPE, HeaderValue::Text(kind)) => message.message_type = Some(kind),
             (EXCHANGE, HeaderValue::Text(name)) => exchange = name.into_owned(),
             (ROUTING_KEY, HeaderValue::Text(key)) => routing_key = key.into_owned(),
+            (DELIVERY_MODE, _) => {}
             (_, value) => headers.set(name.0, value),
         }
     }
@@ -193,6 +227,7 @@ pub(crate) fn read(
         true => Address::queue(routing_key),
         false => Address::exchange(exchange, routing_key),
     };
+    headers.remove(PUBLISH_ID_HEADER);
     message.causation_id = take_text(&mut headers, CAUSATION_ID_HEADER);
     message.key = take_text(&mut headers, KEY_HEADER);
     let deadline = headers.get(DEADLINE_HEADER).and_then(HeaderValue::as_int);
@@ -207,13 +242,17 @@ pub(crate) fn read(
         true => !header.first_acquirer,
         false => failures > 0,
     };
+    let failures = if dialect.counts_returns() { failures.max(returned) } else { failures };
     // A dead letter may bring the counts of the queue it comes from.
     let (failures, returned) =
         if redelivered { (failures, returned.max(acquired)) } else { (0, 0) };
     // On the way to another queue anybody may have written it.
     let offset = headers.get(STREAM_OFFSET).and_then(HeaderValue::as_int).filter(|_| is_stream);
     headers.remove(STREAM_OFFSET);
-    rename_deaths(&mut headers);
+    if rename_deaths(&mut headers) {
+        // Death takes it away, which RabbitMQ does not tell of what came over AMQP 0.9.1.
+        message.ttl = None;
+    }
     // The broker acquired it on its rung, and says so ever after; a quorum queue counts for itself.
     let redelivered =
         redelivered && !(delay::has_waited(&headers) && returned == 0 && failures == 0);
@@ -230,19 +269,25 @@ pub(crate) fn read(
 }
 
 /// The deaths of a message have other names than over AMQP 0.9.1, which are those that patterns know.
-fn rename_deaths(headers: &mut Headers) {
-    let Some(HeaderValue::List(deaths)) = headers.remove("x-opt-deaths") else { return };
+/// Whether there are any.
+fn rename_deaths(headers: &mut Headers) -> bool {
+    let Some(HeaderValue::List(deaths)) = headers.remove("x-opt-deaths") else { return false };
     let renamed = deaths.into_iter().map(|death| match death {
         HeaderValue::Map(mut death) => {
             if let Some(first) = death.remove("first-time") {
                 death.set("time", first);
             }
             death.remove("last-time");
+            if let Some(ttl) = death.remove("ttl").and_then(|ttl| ttl.as_int()) {
+                let millis = HeaderValue::Text(ttl.to_string().into());
+                death.set("original-expiration", millis);
+            }
             HeaderValue::Map(death)
         }
         other => other,
     });
     headers.set("x-death", HeaderValue::List(renamed.collect()));
+    true
 }
 
 fn id(id: MessageId) -> Cow<'static, str> {

@@ -72,6 +72,8 @@ pub(crate) struct Consuming {
     pub(crate) is_settled: bool,
     /// Whether the broker delays a message that failed for as long as it is told.
     pub(crate) delays: bool,
+    /// Whether what the end of the link gives back counts as failed, as in classic queues.
+    pub(crate) counts_end: bool,
 }
 
 impl Consuming {
@@ -238,6 +240,10 @@ impl Owner {
             book.acked = self.acks.len();
             (mem::take(&mut book.stop), mem::take(&mut book.unread))
         };
+        if stop {
+            // Before what fails, which would come here again.
+            self.pause().await?;
+        }
         for (tag, settlement) in orders.drain(..) {
             self.apply(tag, settlement).await?;
         }
@@ -383,17 +389,20 @@ impl Owner {
         Ok(())
     }
 
-    /// Stops consuming and gives back what nobody was handed.
-    async fn give_back(&mut self, unread: Vec<u64>) -> Result<()> {
-        if self.consuming {
-            self.consuming = false;
-            if self.credit > 0 {
-                self.grant(PAUSED).await?;
-                self.credit = 0;
-                self.stragglers = Some(self.stay.link().env().now() + STRAGGLERS);
-            }
+    /// Stops consuming.
+    async fn pause(&mut self) -> Result<()> {
+        self.consuming = false;
+        if self.credit > 0 {
+            self.grant(PAUSED).await?;
+            self.credit = 0;
+            self.stragglers = Some(self.stay.link().env().now() + STRAGGLERS);
         }
-        if self.stay.book().handed_out == 0 {
+        Ok(())
+    }
+
+    /// Gives back what nobody was handed.
+    async fn give_back(&mut self, unread: Vec<u64>) -> Result<()> {
+        if self.stay.book().handed_out == 0 && !self.link.counts_end {
             // The end of the link gives everything back at once.
             self.link.keeps_order = true;
         }

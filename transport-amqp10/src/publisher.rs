@@ -16,6 +16,7 @@ use crate::{
     error::closed,
     lanes::Lanes,
     link::{Guard, Link},
+    message,
     pipeline::Job,
 };
 
@@ -112,6 +113,7 @@ impl Amqp10Publisher {
     fn check(&self, envelope: &Envelope) -> Result<()> {
         let link = self.guard.link();
         envelope.check("publish", link.capabilities())?;
+        message::check("publish", &envelope.message)?;
         link.dialect().check("publish", &envelope.address)
     }
 

@@ -25,9 +25,11 @@ const BROKERS: [[&str; 2]; 2] = [
     ["POSTRIDER_AMQP10_URL_40", "POSTRIDER_AMQP_URL_40"],
 ];
 
-/// The transports to each broker and their URLs, AMQP 1.0 first.
-async fn brokers() -> Vec<([Arc<dyn Transport>; 2], [String; 2])> {
-    let mut brokers: Vec<([Arc<dyn Transport>; 2], [String; 2])> = Vec::new();
+/// The transports to a broker and their URLs, AMQP 1.0 first.
+type Ways = ([Arc<dyn Transport>; 2], [String; 2]);
+
+async fn brokers() -> Vec<Ways> {
+    let mut brokers: Vec<Ways> = Vec::new();
     for variables in BROKERS {
         let [Ok(amqp10), Ok(amqp091)] = variables.map(env::var) else { continue };
         let new = Arc::new(Amqp10::connect(&amqp10).await.expect("a broker over AMQP 1.0"));

@@ -3,8 +3,11 @@
 use postrider_core::{Capabilities, QueueKind};
 
 use super::{
-    differences::{CLASSIC_COUNTS, COUNTED_RELEASE, DEAD_LETTER_COUNTS, REJECT_REASON},
+    differences::{
+        CLASSIC_COUNTS, COUNTED_RELEASE, DEAD_LETTER_COUNTS, REDELIVERED_DEAD, REJECT_REASON,
+    },
     observe::{Seen, SeenDelivery, SeenMessage},
+    run::Protocol,
 };
 
 const REASON_HEADER: &str = "postrider-reason";
@@ -14,6 +17,7 @@ const REASON_HEADER: &str = "postrider-reason";
 pub(super) struct Eyes<'a> {
     pub(super) reference: &'a Capabilities,
     pub(super) subject: &'a Capabilities,
+    pub(super) protocol: Protocol,
 }
 
 impl Eyes<'_> {
@@ -65,6 +69,21 @@ impl Eyes<'_> {
             && self.reference.uncounted_release
             && !self.subject.uncounted_release;
         let is_dead = one.headers.iter().any(|(name, _)| name == "x-death");
+        let counted = |message: &SeenMessage| {
+            let attempt = if inexact { message.attempt.min(2) } else { message.attempt };
+            (attempt, message.failures)
+        };
+        let (least, most) = (counted(&one), counted(&other));
+        let is_more = most.0 >= least.0 && (inexact || counts_returns || most.1 >= least.1);
+        if is_dead && self.protocol == Protocol::Amqp10 && other.redelivered && is_more {
+            if (one.attempt, one.failures, one.redelivered)
+                != (other.attempt, other.failures, other.redelivered)
+            {
+                forgiven.push(REDELIVERED_DEAD.name);
+            }
+            (other.attempt, other.failures) = (one.attempt, one.failures);
+            other.redelivered = one.redelivered;
+        }
         // Deliveries before the death shine through.
         let shining = other.failures.max(u32::from(inexact)) + 1;
         if is_dead && other.redelivered && other.attempt > one.attempt && other.attempt == shining {

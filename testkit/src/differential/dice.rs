@@ -2,6 +2,8 @@
 
 use postrider_core::{Capabilities, Delay, Env};
 
+use super::run::Protocol;
+
 /// Random choices from a seed.
 pub(super) struct Dice(Env);
 
@@ -31,10 +33,14 @@ pub(super) struct Means {
     /// A release does not count toward the delivery limit.
     pub(super) uncounted_release: bool,
     pub(super) delays: bool,
+    /// A consumer can keep others from its queue.
+    pub(super) exclusive_consumers: bool,
+    /// A queue's size in bytes is that of its bodies.
+    pub(super) sizes: bool,
 }
 
 impl Means {
-    pub(super) fn of(reference: &Capabilities, subject: &Capabilities) -> Self {
+    pub(super) fn of(reference: &Capabilities, subject: &Capabilities, protocol: Protocol) -> Self {
         let delays = |side: &Capabilities| {
             side.delayed_publish != Delay::None && side.delayed_retry != Delay::None
         };
@@ -42,6 +48,8 @@ impl Means {
             priorities: reference.priority_levels == subject.priority_levels,
             uncounted_release: reference.uncounted_release == subject.uncounted_release,
             delays: delays(reference) && delays(subject),
+            exclusive_consumers: reference.exclusive_consumers && subject.exclusive_consumers,
+            sizes: protocol == Protocol::Amqp091,
         }
     }
 }

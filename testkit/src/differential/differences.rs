@@ -16,28 +16,34 @@ pub const DIFFERENCES: &[KnownDifference] = &[
     REJECT_REASON,
     CLASSIC_COUNTS,
     DEAD_LETTER_COUNTS,
+    REDELIVERED_DEAD,
     COUNTED_RELEASE,
     UNLIMITED_RETURN,
     DEATHS_AT_ONCE,
     DEATHS_BY_LOSS,
     DEATHS_BY_DROP,
+    RETURNED_INTO_FULL,
     DEATHS_INTO_GONE,
     INHERITED_FAILURES,
     CONSUMER_COUNTS,
+    KEPT_BY_DROPPED,
     DROPPED_SINGLE_ACTIVE,
     DELETED_WITH_UNREAD,
     DECLARED_AGAIN,
     GONE_BEFORE_LOSS,
     DELAYED_RETRY,
     DELAYED_PUBLISH,
+    DELAYED_ON_CLASSIC,
     OVERTAKING_EXPIRY,
     EXPIRY_BEHIND_RETURNED,
     QUORUM_REJECT_PUBLISH,
     QUORUM_BYTES,
+    ENCODED_BYTES,
     PRIORITY_LEVELS,
     COMPETING_CONSUMERS,
     LOST_WITH_MORE_WAITING,
     EXCLUSIVE_ON_QUORUM,
+    EXCLUSIVE_CONSUMERS,
     STREAMS,
 ];
 
@@ -61,6 +67,14 @@ pub(super) const DEAD_LETTER_COUNTS: KnownDifference = KnownDifference {
              redelivered in its first queue, and its attempt is read from that",
     comparison: "a dead letter may be told as redelivered with an attempt one more than its \
                  failures (on a classic queue, at least 2), where that is more than it should be",
+};
+
+pub(super) const REDELIVERED_DEAD: KnownDifference = KnownDifference {
+    name: "redelivered-dead",
+    reason: "over AMQP 1.0 RabbitMQ tells every dead letter as redelivered, with the counts of the \
+             queues it was in, and counts a reject as a failure",
+    comparison: "over AMQP 1.0 the counts of a dead letter are at least the exact side's; on classic \
+                 queues an attempt of 2 is enough and failures are anything, as they are before 4.3",
 };
 
 pub(super) const COUNTED_RELEASE: KnownDifference = KnownDifference {
@@ -93,6 +107,14 @@ pub(super) const DEATHS_BY_DROP: KnownDifference = KnownDifference {
     comparison: "consumers of queues that drop messages when they are too long are not dropped",
 };
 
+pub(super) const RETURNED_INTO_FULL: KnownDifference = KnownDifference {
+    name: "returned-into-full",
+    reason: "over AMQP 1.0 the credit of a delivery that is given back comes after it, so that it is \
+             back in its queue for a moment, which may be too long by it and drop a message",
+    comparison: "over AMQP 1.0 nothing is given back to queues that drop messages when they are too long \
+                 and have some ready",
+};
+
 pub(super) const DEATHS_INTO_GONE: KnownDifference = KnownDifference {
     name: "deaths-into-gone",
     reason: "what a lost connection gives back may die at once, before or after the queue for dead \
@@ -119,9 +141,18 @@ pub(super) const DEATHS_AT_ONCE: KnownDifference = KnownDifference {
 
 pub(super) const CONSUMER_COUNTS: KnownDifference = KnownDifference {
     name: "consumer-counts",
-    reason: "RabbitMQ's quorum queues count a dropped consumer until it has settled everything, and \
-             no consumer that waits for a single active one to go",
-    comparison: "on quorum queues the wire's count is exactly the one that follows from this",
+    reason: "RabbitMQ's quorum queues, and over AMQP 1.0 all queues, count a dropped consumer until it \
+             has settled everything, and quorum queues no consumer that waits for a single active one \
+             to go",
+    comparison: "on those queues the wire's count is exactly the one that follows from this",
+};
+
+pub(super) const KEPT_BY_DROPPED: KnownDifference = KnownDifference {
+    name: "kept-by-dropped",
+    reason: "over AMQP 1.0 a dropped consumer is one of its queue's until it has settled everything, so \
+             that a queue that goes without consumers stays until then",
+    comparison: "over AMQP 1.0 consumers of auto-delete queues, and of queues that expire soon, are not \
+                 dropped while they hold deliveries",
 };
 
 pub(super) const DROPPED_SINGLE_ACTIVE: KnownDifference = KnownDifference {
@@ -174,6 +205,13 @@ pub(super) const DELAYED_RETRY: KnownDifference = KnownDifference {
                  dead letter",
 };
 
+pub(super) const DELAYED_ON_CLASSIC: KnownDifference = KnownDifference {
+    name: "delayed-on-classic",
+    reason: "over AMQP 1.0 before 4.3 a classic queue does not tell that it delivers a message again that \
+             was delayed before",
+    comparison: "over AMQP 1.0 before 4.3 nothing is delayed on its way to classic queues",
+};
+
 pub(super) const OVERTAKING_EXPIRY: KnownDifference = KnownDifference {
     name: "overtaking-expiry",
     reason: "RabbitMQ's classic queues look for what has expired at their front when a message comes \
@@ -203,6 +241,12 @@ pub(super) const QUORUM_BYTES: KnownDifference = KnownDifference {
     comparison: "only classic queues have a maximum of bytes",
 };
 
+pub(super) const ENCODED_BYTES: KnownDifference = KnownDifference {
+    name: "encoded-bytes",
+    reason: "what comes over AMQP 1.0 counts in classic queues too with its encoded properties",
+    comparison: "over AMQP 1.0 queues have no maximum of bytes",
+};
+
 pub(super) const PRIORITY_LEVELS: KnownDifference = KnownDifference {
     name: "priority-levels",
     reason: "before 4.3 RabbitMQ's quorum queues have two priorities, served two to one \
@@ -228,6 +272,13 @@ pub(super) const EXCLUSIVE_ON_QUORUM: KnownDifference = KnownDifference {
     name: "exclusive-consumer-on-quorum",
     reason: "RabbitMQ ignores an exclusive consumer on a quorum queue, so the transport refuses it",
     comparison: "consumers of quorum queues are not exclusive",
+};
+
+pub(super) const EXCLUSIVE_CONSUMERS: KnownDifference = KnownDifference {
+    name: "exclusive-consumers",
+    reason: "over AMQP 1.0 a consumer cannot keep others from its queue (capability \
+             `exclusive_consumers`)",
+    comparison: "consumers are exclusive only where both sides can have such",
 };
 
 pub(super) const STREAMS: KnownDifference = KnownDifference {

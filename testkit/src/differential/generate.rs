@@ -127,7 +127,7 @@ impl Generator {
         if self.dice.percent(30) {
             queue.max_length = Some(1 + self.dice.below(3) as u64);
         }
-        if queue.kind == QueueKind::Classic && self.dice.percent(20) {
+        if queue.kind == QueueKind::Classic && self.dice.percent(20) && self.means.sizes {
             queue.max_length_bytes = Some(6 + self.dice.below(8) as u64);
         }
         // On a quorum queue it is known to overshoot; see `quorum-reject-publish`.
@@ -304,7 +304,7 @@ impl Generator {
         let connection = self.connection();
         let queue = self.a_queue().to_owned();
         let prefetch = self.dice.pick(&[1, 2, 3, 10]);
-        let exclusive = self.dice.percent(8);
+        let exclusive = self.dice.percent(8) && self.means.exclusive_consumers;
         self.steps.push(Step::Consume { connection, queue, prefetch, exclusive });
     }
 
@@ -389,7 +389,13 @@ mod tests {
 
     #[test]
     fn a_seed_gives_one_program() {
-        let all = Means { priorities: true, uncounted_release: true, delays: true };
+        let all = Means {
+            priorities: true,
+            uncounted_release: true,
+            delays: true,
+            exclusive_consumers: true,
+            sizes: true,
+        };
         for seed in 0..200 {
             let text = program(seed, all).to_string();
             assert_eq!(text, program(seed, all).to_string());

@@ -21,4 +21,4 @@ mod side;
 mod world;
 
 pub use differences::{DIFFERENCES, KnownDifference};
-pub use run::{Pair, Plan, run};
+pub use run::{Pair, Plan, Protocol, run};

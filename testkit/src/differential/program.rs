@@ -65,6 +65,13 @@ impl fmt::Display for Program {
     }
 }
 
+impl How {
+    /// Whether the delivery is back in its queue at once.
+    pub(super) const fn gives_back(self) -> bool {
+        matches!(self, Self::Release | Self::Retry | Self::Abandon)
+    }
+}
+
 impl fmt::Display for How {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -64,6 +64,18 @@ pub trait Pair: Send + Sync {
     ///
     /// When there is none; the message should say how to start one.
     async fn subject(&self) -> Result<Arc<dyn TestBroker>>;
+
+    /// The protocol by which the subject is reached, since some differences are its own.
+    fn protocol(&self) -> Protocol;
+}
+
+/// A protocol of a broker over a wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// AMQP 0.9.1.
+    Amqp091,
+    /// AMQP 1.0.
+    Amqp10,
 }
 
 /// How many programs are run, and from which seed.
@@ -173,6 +185,7 @@ fn lock(tally: &Mutex<Tally>) -> MutexGuard<'_, Tally> {
 struct Bench {
     reference: Side,
     subject: Side,
+    protocol: Protocol,
 }
 
 impl Bench {
@@ -181,11 +194,12 @@ impl Bench {
         Ok(Self {
             reference: Side::open(&*reference).await?,
             subject: Side::open(&*subject).await?,
+            protocol: pair.protocol(),
         })
     }
 
     fn means(&self) -> Means {
-        Means::of(self.reference.capabilities(), self.subject.capabilities())
+        Means::of(self.reference.capabilities(), self.subject.capabilities(), self.protocol)
     }
 
     async fn close(&self) {
@@ -193,7 +207,7 @@ impl Bench {
     }
 
     async fn run(&self, program: &Program, pace: Duration) -> std::result::Result<Course, String> {
-        let running = World::new(&self.reference, &self.subject, pace).run(program);
+        let running = World::new(&self.reference, &self.subject, self.protocol, pace).run(program);
         time::timeout(LIMIT, running)
             .await
             .unwrap_or_else(|_| Err(format!("not done within {LIMIT:?}")))

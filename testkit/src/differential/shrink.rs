@@ -42,14 +42,14 @@ mod tests {
     use postrider_core::{Capabilities, Topology};
 
     use super::{
-        super::{dice, generate, program::Step},
+        super::{dice, generate, program::Step, run::Protocol},
         *,
     };
 
     #[tokio::test]
     async fn what_does_not_matter_goes() {
         let all = Capabilities::minimal();
-        let program = generate::program(7, dice::Means::of(&all, &all));
+        let program = generate::program(7, dice::Means::of(&all, &all, Protocol::Amqp091));
         let matters = |step: &Step| matches!(step, Step::Declare { topology, .. } if *topology != Topology::new());
         assert!(program.steps.len() > 2);
         let (short, failure) = shrink(program, String::new(), 1_000, async |program: &Program| {

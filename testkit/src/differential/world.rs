@@ -16,6 +16,7 @@ use super::{
     differences::{CONSUMER_COUNTS, DELETED_WITH_UNREAD},
     observe::{Counts, Seen, SeenDelivery, SeenMessage},
     program::{How, Program, SHORT, Step, WAIT},
+    run::Protocol,
     side::{Side, named, named_envelope, named_topology, receive},
 };
 
@@ -60,6 +61,7 @@ pub(super) struct Course {
 pub(super) struct World<'a> {
     reference: &'a Side,
     subject: &'a Side,
+    protocol: Protocol,
     prefix: String,
     /// How long the subject has to work off what it is not asked to confirm.
     pace: Duration,
@@ -80,11 +82,17 @@ pub(super) struct World<'a> {
 }
 
 impl<'a> World<'a> {
-    pub(super) fn new(reference: &'a Side, subject: &'a Side, pace: Duration) -> Self {
+    pub(super) fn new(
+        reference: &'a Side,
+        subject: &'a Side,
+        protocol: Protocol,
+        pace: Duration,
+    ) -> Self {
         let id = reference.env().new_id().simple().to_string();
         Self {
             reference,
             subject,
+            protocol,
             // The tail of a UUIDv7 is its random part.
             prefix: format!("diff-{}.", &id[20..]),
             pace,
@@ -121,7 +129,11 @@ impl<'a> World<'a> {
     }
 
     fn eyes(&self) -> Eyes<'a> {
-        Eyes { reference: self.reference.capabilities(), subject: self.subject.capabilities() }
+        Eyes {
+            reference: self.reference.capabilities(),
+            subject: self.subject.capabilities(),
+            protocol: self.protocol,
+        }
     }
 
     fn compare(&mut self, reference: &Seen, subject: &Seen) -> Result<(), String> {
@@ -176,7 +188,7 @@ impl<'a> World<'a> {
                     return Ok(None);
                 }
                 let index = consumer % self.readers.len();
-                if !self.may_drop(&self.readers[index].queue) {
+                if !self.may_drop(&self.readers[index]) {
                     return Ok(None);
                 }
                 let reader = self.readers.remove(index);
@@ -303,7 +315,9 @@ impl<'a> World<'a> {
             return None;
         }
         let held = held % self.held.len();
-        if how == How::RetryLater && !self.may_retry_later(held).await {
+        if how == How::RetryLater && !self.may_retry_later(held).await
+            || how.gives_back() && self.pushes_out(held).await
+        {
             return None;
         }
         let Held { reader, reference, subject, .. } = self.held.remove(held);

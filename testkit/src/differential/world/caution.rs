@@ -5,21 +5,23 @@ use std::collections::BTreeSet;
 use postrider_core::{Address, Message, Overflow, Queue, QueueKind, Topology};
 
 use super::{Reader, World};
-use crate::differential::{observe::Counts, program::SHORT};
+use crate::differential::{observe::Counts, program::SHORT, run::Protocol};
 
 impl World<'_> {
     pub(super) fn is_single_active(&self, queue: &str) -> bool {
         self.queues.get(queue).is_some_and(|queue| queue.single_active_consumer)
     }
 
-    /// Whether what a dropped consumer of the queue gives back lives on both sides; see
-    /// `deaths-by-drop`.
-    pub(super) fn may_drop(&self, queue: &str) -> bool {
-        let pushes_out = |queue: &Queue| {
-            queue.overflow == Overflow::DropHead
-                && (queue.max_length.is_some() || queue.max_length_bytes.is_some())
-        };
-        !self.is_single_active(queue) && !self.queues.get(queue).is_some_and(pushes_out)
+    /// Whether a dropped consumer leaves the same on both sides: what it gives back lives, see
+    /// `deaths-by-drop`, and the queue goes or does not, see `kept-by-dropped`.
+    pub(super) fn may_drop(&self, reader: &Reader) -> bool {
+        let holds = self.held.iter().any(|held| held.reader == reader.id);
+        let goes = |queue: &Queue| queue.auto_delete || queue.expires == Some(SHORT);
+        let keeps = self.protocol == Protocol::Amqp10 && holds;
+        let queue = &*reader.queue;
+        let spec = self.queues.get(queue);
+        let stays_behind = keeps && spec.is_some_and(goes);
+        !(self.is_single_active(queue) || spec.is_some_and(drops_head) || stays_behind)
     }
 
     /// Whether a queue would be declared that is gone, and a consumer of it has not seen that; see
@@ -36,6 +38,15 @@ impl World<'_> {
         let queue = self.queues.get(address.routing_key());
         self.there.contains(address.routing_key())
             && queue.is_some_and(|queue| queue.overflow == Overflow::DropHead)
+            && !queue.is_some_and(|queue| self.forgets_deliveries(queue))
+    }
+
+    /// Whether the subject does not tell later that a message which was delayed comes again; see
+    /// `delayed-on-classic`.
+    fn forgets_deliveries(&self, queue: &Queue) -> bool {
+        self.protocol == Protocol::Amqp10
+            && !self.subject.capabilities().uncounted_release
+            && queue.kind == QueueKind::Classic
     }
 
     /// Whether it may expire before what waits in front of it; see `overtaking-expiry` and
@@ -50,13 +61,24 @@ impl World<'_> {
         is_short && (by_priority || behind_returned && self.counts(0, name).await.0.ready() > 0)
     }
 
+    /// Whether a delivery that is given back may push out another, or go itself; see
+    /// `returned-into-full`.
+    pub(super) async fn pushes_out(&self, index: usize) -> bool {
+        let queue = &self.held[index].queue;
+        self.protocol == Protocol::Amqp10
+            && self.queues.get(queue).is_some_and(drops_head)
+            && self.counts(0, queue).await.0.ready() > 0
+    }
+
     /// Whether a delayed retry comes back as the same message in the same place on both sides.
     pub(super) async fn may_retry_later(&self, index: usize) -> bool {
         let held = &self.held[index];
         let alone = self.held.iter().filter(|other| other.queue == held.queue).count() == 1;
         let by_name = held.seen.exchange.is_empty() && held.seen.routing_key == held.queue;
         let endless = held.seen.ttl.is_none()
-            && self.queues.get(&held.queue).is_some_and(|queue| queue.message_ttl.is_none());
+            && self.queues.get(&held.queue).is_some_and(|queue| {
+                queue.message_ttl.is_none() && !self.forgets_deliveries(queue)
+            });
         let readers = self.readers.iter().filter(|reader| reader.queue == held.queue).count();
         let is_dead = held.seen.headers.iter().any(|(name, _)| name == "x-death");
         alone
@@ -117,8 +139,9 @@ impl World<'_> {
     /// The reference's counts as the subject tells them, as far as the two are known to differ.
     pub(super) fn as_told(&self, queue: &str, counts: Counts) -> Counts {
         let Counts::There { ready, mut consumers } = counts else { return counts };
-        if self.queues.get(queue).is_some_and(|queue| queue.kind == QueueKind::Quorum) {
-            if self.is_single_active(queue) {
+        let is_quorum = self.queues.get(queue).is_some_and(|queue| queue.kind == QueueKind::Quorum);
+        if is_quorum || self.protocol == Protocol::Amqp10 {
+            if is_quorum && self.is_single_active(queue) {
                 consumers = consumers.min(1);
             }
             let leaving = self.leaving.iter().filter(|(_, known)| known == queue).count();
@@ -126,6 +149,12 @@ impl World<'_> {
         }
         Counts::There { ready, consumers }
     }
+}
+
+/// Whether a queue drops messages when it is too long.
+fn drops_head(queue: &Queue) -> bool {
+    queue.overflow == Overflow::DropHead
+        && (queue.max_length.is_some() || queue.max_length_bytes.is_some())
 }
 
 /// Whether a queue may go with the connection that declared it.
