@@ -46,6 +46,17 @@ pub enum HeaderValue {
 
 impl HeaderValue {
     /// Whether every floating-point number in it is finite.
+    /// Whether there are values in it at more than `levels` levels, itself being the first. It looks no
+    /// deeper than that.
+    fn is_deeper_than(&self, levels: usize) -> bool {
+        let Some(below) = levels.checked_sub(1) else { return true };
+        match self {
+            Self::List(items) => items.iter().any(|item| item.is_deeper_than(below)),
+            Self::Map(headers) => headers.is_deeper_than(below),
+            _ => false,
+        }
+    }
+
     pub(crate) fn is_finite(&self) -> bool {
         match self {
             Self::Float(number) => number.is_finite(),
@@ -161,6 +172,11 @@ impl Headers {
     }
 
     /// The first name that is longer than the protocol takes, in headers that are values too.
+    /// Whether a value in them has more than `levels` levels.
+    pub(crate) fn is_deeper_than(&self, levels: usize) -> bool {
+        self.iter().any(|(_, value)| value.is_deeper_than(levels))
+    }
+
     pub(crate) fn too_long_name(&self) -> Option<&str> {
         let own = self.iter().map(|(name, _)| name).find(|name| name.len() > MAX_NAME_BYTES);
         own.or_else(|| self.iter().find_map(|(_, value)| value.too_long_name()))
@@ -192,6 +208,16 @@ impl<K: Into<Cow<'static, str>>, V: Into<HeaderValue>> FromIterator<(K, V)> for 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn levels_are_counted_through_lists_and_maps() {
+        let list = HeaderValue::List(vec![HeaderValue::Int(1), HeaderValue::List(Vec::new())]);
+        let headers: Headers =
+            [("map", Headers::from_iter([("list", list)]))].into_iter().collect();
+        assert!(headers.is_deeper_than(2));
+        assert!(!headers.is_deeper_than(3));
+        assert!(!Headers::new().is_deeper_than(0));
+    }
 
     #[test]
     fn a_long_name_is_found_at_any_depth() {

@@ -7,6 +7,10 @@ use chrono::{DateTime, Utc};
 
 use crate::{Error, ErrorKind, HeaderValue, Headers, MAX_NAME_BYTES, Result};
 
+/// How many levels of lists and maps a header may have, itself being the first. Whoever reads a message
+/// goes through them level by level, so that without a limit a message ends its reader.
+pub const MAX_HEADER_LEVELS: usize = 32;
+
 /// The longest time in a message: the 32 bits of milliseconds of an AMQP 1.0 header.
 pub(crate) const MAX_MILLIS: u128 = u32::MAX as u128;
 
@@ -183,9 +187,18 @@ impl Message {
     /// # Errors
     ///
     /// [`ErrorKind::Invalid`] for a text property or header name over 255 bytes, a header with a
-    /// floating-point number that is not finite, or a time to live over 2^32 - 1 milliseconds.
+    /// floating-point number that is not finite or with more than [`MAX_HEADER_LEVELS`] levels, or a
+    /// time to live over 2^32 - 1 milliseconds.
     /// Causation id and key travel as headers and have no limit of their own.
     pub fn check(&self, operation: &'static str) -> Result<()> {
+        // First, because what is asked after it goes through all levels.
+        if self.headers.is_deeper_than(MAX_HEADER_LEVELS) {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                operation,
+                format!("lists and maps in a header may have {MAX_HEADER_LEVELS} levels"),
+            ));
+        }
         let texts = [
             ("message_id", &self.message_id),
             ("correlation_id", &self.correlation_id),

@@ -7,6 +7,8 @@
 //! - `fe2o3-amqp` 0.18 takes a header without a priority and one with the default for the same, and
 //!   writes neither. RabbitMQ's classic queues do tell them apart. Where the default is written out, the
 //!   highest bit of the delivery count says so on this side of the wire.
+//! - It reads values within values by recursion without a limit, so that a message which anybody sent
+//!   would end the process. One that goes deep is broken off here, and is then no message at all.
 //! - It does not write that a message is not durable, and RabbitMQ before 4.2 takes silence for durable.
 //!
 //! Encodings: AMQP 1.0 part 1, sections 1.2 and 1.6. Sections of a message: part 3, section 3.2.
@@ -39,6 +41,12 @@ pub(crate) const DEFAULT_PRIORITY: u8 = 4;
 /// Set in the delivery count of a header whose priority is written out and the default.
 pub(crate) const WRITTEN_OUT: u32 = 0x8000_0000;
 
+/// How many values may be within each other. Nothing that this side sends has as many.
+const MOST_LEVELS: usize = 64;
+
+/// A constructor that there is not: part 1, section 1.2.
+const NONSENSE: u8 = 0x30;
+
 /// What a transfer says of itself.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Transfer {
@@ -64,6 +72,10 @@ impl Transfer {
 /// The first transfer of a message as the client library can read it, where that is otherwise. What
 /// cannot be followed is left as it is, for the client library to judge.
 pub(crate) fn readable(body: &[u8], transfer: Transfer) -> Option<Vec<u8>> {
+    if !is_shallow(body.get(transfer.payload..)?) {
+        // The client library refuses it as unreadable, whatever comes in the transfers after it.
+        return Some([&body[..transfer.payload], &[NONSENSE]].concat());
+    }
     rewrite(body, transfer, marked, listed, listed)
 }
 
@@ -232,6 +244,96 @@ fn number(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_be_bytes(bytes.try_into().ok()?))
 }
 
+/// A list, a map or an array that is being gone through.
+struct Inside {
+    /// Behind its last byte.
+    end: usize,
+    /// The constructor that the elements of an array have in common.
+    element: Option<u8>,
+}
+
+/// Whether no more than [`MOST_LEVELS`] of the values are within each other, as far as they are here.
+/// It does not call itself, and does not go into texts and bytes.
+fn is_shallow(bytes: &[u8]) -> bool {
+    let mut inside: Vec<Inside> = Vec::new();
+    let (mut at, mut descriptors) = (0, 0);
+    loop {
+        while inside.last().is_some_and(|innermost| innermost.end <= at) {
+            inside.pop();
+        }
+        if inside.len() + descriptors > MOST_LEVELS {
+            return false;
+        }
+        let constructor = match inside.last().and_then(|innermost| innermost.element) {
+            Some(shared) => shared,
+            None => {
+                let Some(&constructor) = bytes.get(at) else { return true };
+                at += 1;
+                constructor
+            }
+        };
+        if constructor == 0x00 {
+            // Its descriptor is a name or a number.
+            let Some(&described) = bytes.get(at) else { return true };
+            let is_name = matches!(described >> 4, 0x4 | 0x5 | 0x8 | 0xa | 0xb);
+            let Some(end) = is_name.then(|| end_of(bytes, at)) else { return false };
+            let Some(end) = end else { return true };
+            at = end;
+            descriptors += 1;
+            continue;
+        }
+        let (width, is_array) = match constructor >> 4 {
+            0xc => (1, false),
+            0xd => (4, false),
+            0xe => (1, true),
+            0xf => (4, true),
+            primitive => {
+                let size = match primitive {
+                    0x4 => 0,
+                    0x5 => 1,
+                    0x6 => 2,
+                    0x7 => 4,
+                    0x8 => 8,
+                    0x9 => 16,
+                    0xa => 1 + bytes.get(at).copied().map_or(0, usize::from),
+                    0xb => 4 + number(bytes, at).unwrap_or(0) as usize,
+                    // The client library will not read on.
+                    _ => return true,
+                };
+                at = at.saturating_add(size);
+                // Elements without a size would be gone through without an end.
+                if size == 0
+                    && let Some(innermost) = inside.last().filter(|it| it.element.is_some())
+                {
+                    at = innermost.end;
+                }
+                descriptors = 0;
+                continue;
+            }
+        };
+        let size = match width {
+            1 => bytes.get(at).copied().map(usize::from),
+            _ => number(bytes, at).map(|size| size as usize),
+        };
+        let Some(size) = size else { return true };
+        let end = at.saturating_add(width).saturating_add(size);
+        // Behind the size and the count.
+        at = at.saturating_add(2 * width);
+        let element = match is_array {
+            true => {
+                let Some(&shared) = bytes.get(at) else { return true };
+                at += 1;
+                Some(shared)
+            }
+            false => None,
+        };
+        for _ in 0..=descriptors {
+            inside.push(Inside { end, element });
+        }
+        descriptors = 0;
+    }
+}
+
 /// Where the value that begins at `at` ends.
 fn end_of(bytes: &[u8], at: usize) -> Option<usize> {
     let constructor = *bytes.get(at)?;
@@ -365,6 +467,41 @@ mod tests {
         ]));
         assert_eq!(written_out(&sent, transfer(&sent)), None);
         assert_eq!(readable(&other, transfer(&other)), None);
+    }
+
+    /// A list with `levels` lists within each other, as RabbitMQ writes them.
+    fn nested(levels: usize) -> Vec<u8> {
+        (1..levels).fold(vec![LIST_0], |inner, _| {
+            let size = u32::try_from(inner.len() + 4).unwrap().to_be_bytes();
+            [&[LIST_32][..], &size, &[0, 0, 0, 1], &inner].concat()
+        })
+    }
+
+    #[test]
+    fn what_goes_deep_is_broken_off() {
+        let described = |levels| [vec![0x00, 0x53, 0x01].repeat(levels), vec![NULL]].concat();
+        let arrays =
+            [&[0xf0, 0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 1][..], &[0xf0].repeat(900)].concat();
+        let deep = [
+            nested(MOST_LEVELS + 2),
+            nested(20_000),
+            nested(20_000)[..50_000].to_vec(),
+            described(MOST_LEVELS + 1),
+            vec![0x00; 100_000],
+            [vec![0xe0, 0xff, 1].repeat(80), vec![NULL]].concat(),
+            arrays,
+        ];
+        for value in deep {
+            let sections = [&[0x00, 0x53, MESSAGE_ANNOTATIONS], &value[..]].concat();
+            let sent = [&TRANSFER[..], &sections].concat();
+            let instead = readable(&sent, transfer(&sent)).expect("it is deep");
+            assert_eq!(instead, [&TRANSFER[..], &[NONSENSE]].concat());
+        }
+        for value in [nested(MOST_LEVELS), described(MOST_LEVELS - 1)] {
+            let sections = [&[0x00, 0x53, MESSAGE_ANNOTATIONS], &value[..]].concat();
+            assert!(is_shallow(&sections), "{} bytes", value.len());
+        }
+        assert!(is_shallow(&dead_letter()));
     }
 
     #[test]

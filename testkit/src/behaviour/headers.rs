@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chrono::DateTime;
-use postrider_core::{Address, Envelope, ErrorKind, HeaderValue, Headers, Message};
+use postrider_core::{
+    Address, Envelope, ErrorKind, HeaderValue, Headers, MAX_HEADER_LEVELS, Message,
+};
 
 use super::{Behaviour, Need};
 use crate::{Scene, scene::refused};
@@ -16,6 +18,7 @@ pub(super) fn behaviours() -> Vec<Behaviour> {
         Behaviour::new(every_header_type_arrives, &[Need::Topology]),
         Behaviour::new(numbers_arrive_exactly, &[Need::Topology]),
         Behaviour::new(numbers_without_end_are_refused, &[Need::Topology]),
+        Behaviour::new(headers_without_a_bottom_are_refused, &[Need::Topology]),
         Behaviour::new(nested_headers_arrive, &[Need::Topology, Need::NestedHeaders]),
         Behaviour::new(many_headers_arrive, &[Need::Topology]),
         Behaviour::new(properties_survive_a_redelivery, &[Need::Topology]),
@@ -130,6 +133,22 @@ async fn numbers_without_end_are_refused(scene: Scene) {
             let sent = publisher.send(envelope).await;
             refused(sent, &[ErrorKind::Invalid], &format!("a header that is {float}"));
         }
+    }
+    scene.publish(&queue, ["after"]).await;
+    scene.holds(&queue, &["after"]).await;
+}
+
+/// Whoever reads them would go as deep.
+async fn headers_without_a_bottom_are_refused(scene: Scene) {
+    let queue = scene.queue("deep").await;
+    let publisher = scene.publisher().await;
+    let nested = |levels: usize| {
+        (1..levels).fold(HeaderValue::Int(1), |inner, _| HeaderValue::List(vec![inner]))
+    };
+    for levels in [MAX_HEADER_LEVELS + 1, 1_000] {
+        let message = Message::new("deep").with_header("x-deep", nested(levels));
+        let sent = publisher.send(Envelope::new(Address::queue(queue.clone()), message)).await;
+        refused(sent, &[ErrorKind::Invalid], &format!("a header of {levels} levels"));
     }
     scene.publish(&queue, ["after"]).await;
     scene.holds(&queue, &["after"]).await;
