@@ -47,6 +47,11 @@ const AMQP: u8 = 0;
 /// The largest frame that is looked into, in bytes: more than is ever agreed on.
 const LARGEST: usize = 4 * 1024 * 1024;
 
+/// By how many bytes what is changed in a frame may make it longer: a header by fewer than 32, and a
+/// list of deaths by a few for each of them. Each side therefore learns of a limit of the other that is
+/// lower by this.
+const ROOM: u32 = 4 * 1024;
+
 /// What was seen of a connection.
 #[derive(Debug)]
 pub(crate) struct Observed {
@@ -193,7 +198,7 @@ impl Kind {
     const fn of(code: u8, direction: Direction) -> Option<Self> {
         Some(match (code, direction) {
             (0x12, _) => Self::Attach,
-            (0x10, Direction::Incoming) => Self::Open,
+            (0x10, _) => Self::Open,
             (0x11, Direction::Incoming) => Self::Begin,
             (0x13, _) => Self::Flow,
             (0x14, _) => Self::Transfer,
@@ -380,7 +385,16 @@ fn look(
         to_vec(performative).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
     match kind {
-        Kind::Open => observed.note_open(&read(body)?),
+        Kind::Open => {
+            let mut open: Open = read(body)?;
+            if direction == Direction::Incoming {
+                observed.note_open(&open);
+            }
+            let most = open.max_frame_size.0;
+            // A small limit leaves no room for much that could be changed.
+            open.max_frame_size.0 = most - ROOM.min(most / 8);
+            return written(&open).map(Some);
+        }
         Kind::Begin => {
             links.sending.retain(|(other, _)| *other != channel);
             observed.note_window(read::<Begin>(body)?.incoming_window);
@@ -498,6 +512,48 @@ mod tests {
         // What is not looked into may be as large as was agreed on.
         endless[10] = 0x15;
         assert_eq!(through(Direction::Incoming, &observed, &[&endless]).unwrap(), endless);
+    }
+
+    /// A transfer of `size` bytes over the wire, the most that the peer takes.
+    fn longest(open: &Open, size: u32, message: &[u8]) -> Vec<u8> {
+        let transfer = [0x00, 0x53, 0x14, 0xc0, 4, 3, 0x43, 0x43, 0x40];
+        assert!(size <= open.max_frame_size.0);
+        let payload = size as usize - HEADER - transfer.len() - message.len();
+        frame(0, &[&transfer[..], message, &vec![0; payload]].concat())
+    }
+
+    #[test]
+    fn what_a_frame_grows_by_has_room_in_both_directions() {
+        let observed = Observed::default();
+        for most in [512, 4_096, 131_072, u32::MAX] {
+            let open = Open {
+                container_id: "here".to_owned(),
+                hostname: None,
+                max_frame_size: most.into(),
+                channel_max: 100.into(),
+                idle_time_out: Some(10_000),
+                outgoing_locales: None,
+                incoming_locales: None,
+                offered_capabilities: None,
+                desired_capabilities: None,
+                properties: None,
+            };
+            for direction in [Direction::Outgoing, Direction::Incoming] {
+                let told = through(direction, &observed, &[&frame(0, &to_vec(&open).unwrap())]);
+                let told: Open = from_slice(&told.unwrap()[HEADER..]).unwrap();
+                let size = told.max_frame_size.0;
+                assert_eq!(told.idle_time_out, open.idle_time_out);
+                // A header that says nothing grows the most.
+                let header = match direction {
+                    Direction::Outgoing => &[0x00, 0x53, 0x70, 0x45][..],
+                    Direction::Incoming => &[0x00, 0x53, 0x70, 0xc0, 4, 2, 0x41, 0x50, 4][..],
+                };
+                let longest = longest(&told, size.min(200_000), header);
+                let passed = through(direction, &observed, &[&longest]).unwrap();
+                assert!(passed.len() > longest.len(), "something is written out");
+                assert!(passed.len() - longest.len() <= (most - size) as usize, "of {most}");
+            }
+        }
     }
 
     #[test]
