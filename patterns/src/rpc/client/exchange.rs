@@ -201,7 +201,9 @@ impl Inner {
                 Answer::NoConsumer { .. } => Err(call.no_consumer()),
             }
         };
-        timeout_at(call.until, sending).await.unwrap_or_else(|_late| Err(call.not_sent()))
+        timeout_at(call.until, sending)
+            .await
+            .unwrap_or_else(|_late| Err(call.not_sent_within(call.timeout)))
     }
 
     /// What the broker's verdict on a request means for its call; nothing when it has it.
