@@ -3,7 +3,8 @@
 //!
 //! RabbitMQ's management wants two links of one name in one session, which AMQP allows and
 //! fe2o3-amqp 0.18.4 does not: it keys links by their name alone. So the second has another name on
-//! this side. Nothing else is changed.
+//! this side. What else is changed stands in `frames.rs` and `sections.rs`, and makes frames longer:
+//! the limits that each side tells the other leave room for it.
 //!
 //! Frames: AMQP 1.0 part 2, section 2.3. Performatives: part 2, section 2.7.
 

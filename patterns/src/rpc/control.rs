@@ -73,6 +73,15 @@ impl CallKey {
             .then(|| Self(Arc::clone(envelope)))
     }
 
+    /// The same without the rest of its message, to be remembered for long.
+    pub(super) fn alone(&self) -> Self {
+        let Envelope { address, message, .. } = &*self.0;
+        let mut ids = Message::new("");
+        ids.correlation_id.clone_from(&message.correlation_id);
+        ids.reply_to.clone_from(&message.reply_to);
+        Self(Arc::new(Envelope::new(address.clone(), ids)))
+    }
+
     fn parts(&self) -> (Option<&str>, Option<&str>) {
         let message = &self.0.message;
         (message.correlation_id.as_deref(), message.reply_to.as_deref())

@@ -5,8 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use postrider_core::{
-    Address, Binding, ConsumerOptions, Envelope, ErrorKind, Exchange, Message, PublisherExt,
-    PublisherOptions, Topology, Verdict,
+    Address, Binding, ConsumerOptions, DeadLetter, Envelope, ErrorKind, Exchange, Message,
+    PublisherExt, PublisherOptions, Queue, Topology, Verdict,
 };
 
 use super::{Behaviour, Need};
@@ -28,6 +28,7 @@ pub(super) fn behaviours() -> Vec<Behaviour> {
         Behaviour::new(verdicts_are_not_swapped_by_headers, &[Need::Topology]),
         Behaviour::new(endless_timeouts_are_long_ones, &[Need::Topology]),
         Behaviour::new(empty_and_large_bodies_arrive, &[Need::Topology]),
+        Behaviour::new(large_bodies_arrive_with_any_header, &[Need::Topology]),
         Behaviour::new(body_over_the_limit_is_refused, &[Need::Topology, Need::MaxMessageSize]),
     ]
 }
@@ -267,6 +268,38 @@ async fn empty_and_large_bodies_arrive(scene: Scene) {
             let got = &delivery.message().body;
             assert_eq!(got.len(), sent.len(), "the size of a body through '{queue}'");
             assert!(*got == sent, "a body of {} bytes through '{queue}' changed", sent.len());
+            delivery.ack();
+        }
+    }
+}
+
+/// Protocols cut what is large into frames, and the first of them also has the header, which a
+/// transport may write in another way than its library does.
+async fn large_bodies_arrive_with_any_header(scene: Scene) {
+    const LARGE: usize = 300_000;
+    let dead = scene.classic("dead").await;
+    for queue in [Queue::durable(scene.name("quorum")), Queue::classic(scene.name("classic"))] {
+        let queue = queue.with_dead_letter(DeadLetter::to("").with_routing_key(dead.clone()));
+        let queue = scene.declare_queue(queue).await;
+        for (transient, priority, ttl) in [
+            (false, None, None),
+            (true, None, None),
+            (false, Some(4), None),
+            (true, Some(4), Some(Duration::from_secs(600))),
+            (true, Some(3), None),
+        ] {
+            let what =
+                format!("transient {transient}, priority {priority:?}, time to live {ttl:?}");
+            let body: Bytes = (0..LARGE).map(|n| (n % 251) as u8).collect();
+            let mut message = Message::new(body.clone());
+            (message.priority, message.ttl) = (priority, ttl);
+            let message = if transient { message.transient() } else { message };
+            scene.publish_message(&queue, message).await;
+            let delivery = scene.read(&queue, 1).await.next().await;
+            assert!(delivery.message().body == body, "{what}: the body changed");
+            delivery.reject("bad");
+            let delivery = scene.read(&dead, 1).await.next().await;
+            assert!(delivery.message().body == body, "{what}: the body changed by dying");
             delivery.ack();
         }
     }

@@ -44,8 +44,8 @@ impl Call<'_> {
     }
 
     /// It had no time left before the broker took it.
-    pub(super) fn not_sent(&self) -> RpcError {
-        let reason = format!("the broker took no request within {:?}", self.timeout);
+    pub(super) fn not_sent_within(&self, time: Duration) -> RpcError {
+        let reason = format!("the broker took no request within {time:?}");
         self.unavailable(false, reason)
     }
 

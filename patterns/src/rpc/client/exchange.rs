@@ -205,7 +205,9 @@ impl Inner {
                 Answer::NoConsumer { .. } => Err(call.no_consumer()),
             }
         };
-        timeout_at(call.until, sending).await.unwrap_or_else(|_late| Err(call.not_sent()))
+        timeout_at(call.until, sending)
+            .await
+            .unwrap_or_else(|_late| Err(call.not_sent_within(call.timeout)))
     }
 
     /// Publishes a request, to be answered at the address of the moment.

@@ -190,7 +190,7 @@ impl RpcClient {
         let call = inner.call(service, R::METHOD, &options)?;
         let mut message = inner.request(&call, request, &options)?;
         let expected = timeout_at(call.until, inner.servers(&call, expecting)).await;
-        let expected = expected.unwrap_or_else(|_late| Err(call.not_sent()))?;
+        let expected = expected.unwrap_or_else(|_late| Err(call.not_sent_within(call.timeout)))?;
 
         let most = expected.saturating_mul(2).clamp(16, MOST_WAITING);
         let (ticket, mut replies) = inner.pending.register_many(most)?;
@@ -204,7 +204,7 @@ impl RpcClient {
         };
         let mut given_up = GivenUp { inner, call: &call, ticket: &ticket, ended: false };
         let sent = timeout_at(call.until, sending).await;
-        match sent.unwrap_or_else(|_late| Err(call.not_sent()))? {
+        match sent.unwrap_or_else(|_late| Err(call.not_sent_within(call.timeout)))? {
             Verdict::Unroutable => {
                 given_up.ended = true;
                 return Err(call.no_instance());

@@ -9,7 +9,7 @@ use std::{
 
 use futures_util::{
     FutureExt,
-    future::{BoxFuture, Shared},
+    future::{BoxFuture, Shared, WeakShared},
 };
 use postrider_core::{Env, Transport};
 use tokio::time::Instant;
@@ -42,8 +42,13 @@ pub(super) enum Answer {
 type Question = Shared<BoxFuture<'static, Answer>>;
 
 enum Sign {
-    Told { answer: Answer, at: Instant },
-    Asking(Question),
+    Told {
+        answer: Answer,
+        at: Instant,
+    },
+    /// Those who wait for the answer keep the question. When all of them have gone, nobody knows how
+    /// old an answer would be.
+    Asking(WeakShared<BoxFuture<'static, Answer>>),
 }
 
 /// When a call that waits for its reply asks for its service: the times between grow.
@@ -116,14 +121,21 @@ impl Presence {
             Some(Sign::Told { answer, at }) if good(*answer, now.duration_since(*at)) => {
                 return Ok(*answer);
             }
-            Some(Sign::Asking(question)) => return Err(question.clone()),
+            Some(Sign::Asking(question)) => {
+                if let Some(question) = question.upgrade() {
+                    return Err(question);
+                }
+            }
             _ => {}
         }
         if signs.len() >= MOST_SERVICES {
             signs.clear();
         }
         let question = ask(Arc::clone(&self.transport), queue.to_owned()).boxed().shared();
-        signs.insert(queue.to_owned(), Sign::Asking(question.clone()));
+        // It has not been polled to its end, so it can be asked for.
+        if let Some(asked) = question.downgrade() {
+            signs.insert(queue.to_owned(), Sign::Asking(asked));
+        }
         Err(question)
     }
 

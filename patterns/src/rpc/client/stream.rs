@@ -187,7 +187,7 @@ impl RpcClient {
         let envelope = Envelope::new(Address::queue(call.queue.clone()), request);
         let sending = async { Ok(inner.send(&call, &ticket, envelope).await?.await) };
         let sent = timeout_at(inner.env().now() + begin, sending).await;
-        let verdict = sent.unwrap_or_else(|_late| Err(call.not_sent()))?;
+        let verdict = sent.unwrap_or_else(|_late| Err(call.not_sent_within(begin)))?;
         inner.verdict(&call, verdict)?;
         inner.sent(&ticket)?;
         let (until, timeout) = (bounded.then_some(call.until), call.timeout);

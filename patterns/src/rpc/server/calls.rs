@@ -91,7 +91,8 @@ impl Calls {
                     drop(state);
                     call.context.cancel();
                 }
-                None => state.given_up.insert(key),
+                // Whatever else somebody put into it is not kept.
+                None => state.given_up.insert(key.alone()),
             },
             Told::Credit(frames) => {
                 if let Some(AtWork { credit: Some(credit), .. }) = state.at_work.get(&key) {
@@ -211,6 +212,18 @@ mod tests {
             assert_eq!(*granted.borrow(), 48);
         }
         drop(in_hand);
+    }
+
+    #[test]
+    fn of_a_call_that_was_given_up_only_its_name_is_remembered() {
+        let calls = Calls::default();
+        let mut told = Envelope::clone(&given_up("1"));
+        told.message.body = vec![0; 1 << 20].into();
+        let told = Arc::new(told);
+        calls.hear(&told);
+        assert_eq!(Arc::strong_count(&told), 1);
+        let late = request("1");
+        assert!(calls.begin(&late, &context(&late), None).is_none());
     }
 
     #[test]

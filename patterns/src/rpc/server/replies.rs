@@ -12,6 +12,7 @@ use crate::{
     codec::{Codec, Limits},
     consuming::{Count, Counters, Disposition},
     handler::{ErrorClass, HandlerError},
+    headers,
     rpc::wire,
 };
 
@@ -44,6 +45,12 @@ impl From<Replied> for Disposition {
             Replied::Not => Self::Release,
         }
     }
+}
+
+/// What a caller is told of a reply that cannot be a message; nothing for other failures.
+pub(super) fn unsendable(failure: &Error) -> Option<HandlerError> {
+    let told = || HandlerError::internal(format!("the reply cannot be sent: {failure}"));
+    (failure.kind() == ErrorKind::Invalid).then(told)
 }
 
 /// Writes replies and publishes them.
@@ -92,14 +99,27 @@ impl Replies {
     }
 
     /// Publishes what was written and waits until the broker has it. A caller that is gone is no
-    /// failure.
-    pub(super) async fn publish(&self, request: &Message, reply: Message) -> Replied {
-        let published = match self.send(request, reply).await {
-            Ok(Some(confirm)) => confirm.await.into_result(),
-            Ok(None) => Ok(()),
-            Err(error) => Err(error),
-        };
+    /// failure. One whose reply no broker takes, because it is too large, is told so.
+    pub(super) async fn publish(&self, codec: Codec, request: &Message, reply: Message) -> Replied {
+        let instance = reply.headers.get(headers::INSTANCE).cloned();
+        let mut published = self.published(request, reply).await;
+        if let Err(refused) = &published
+            && let Some(why) = unsendable(refused)
+            && let Some(mut instead) = self.written(codec, Err(&why))
+        {
+            if let Some(instance) = instance {
+                instead.headers.set(headers::INSTANCE, instance);
+            }
+            published = self.published(request, instead).await;
+        }
         published.map_or_else(|error| self.failed(&error), |()| Replied::Done)
+    }
+
+    async fn published(&self, request: &Message, reply: Message) -> Result<()> {
+        match self.send(request, reply).await? {
+            Some(confirm) => confirm.await.into_result(),
+            None => Ok(()),
+        }
     }
 
     /// Sends what was written; nothing for a request that wants no reply.

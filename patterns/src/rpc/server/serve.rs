@@ -130,7 +130,7 @@ impl Serve {
         let Some(reply) = self.replies.written(Codec::Json, Err(&error)) else {
             return Disposition::DeadLetter(error);
         };
-        match self.replies.publish(request, reply).await.into() {
+        match self.replies.publish(Codec::Json, request, reply).await.into() {
             Disposition::Ack => Disposition::DeadLetter(error),
             other => other,
         }
@@ -158,7 +158,7 @@ impl Serve {
             }
             return Disposition::Ack;
         }
-        self.replies.publish(request.message, reply).await.into()
+        self.replies.publish(request.codec, request.message, reply).await.into()
     }
 }
 

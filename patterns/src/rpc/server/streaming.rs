@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     method::Items,
-    replies::{Replied, Replies},
+    replies::{Replied, Replies, unsendable},
 };
 use crate::{
     codec::Codec,
@@ -163,10 +163,13 @@ impl Streaming<'_> {
                 confirms.extend(confirm);
                 Ok(())
             }
-            Err(error) => {
-                self.replies.failed(&error);
-                Err(Stopped::Left)
-            }
+            Err(error) => match unsendable(&error) {
+                Some(told) => Err(Stopped::Failed(told)),
+                None => {
+                    self.replies.failed(&error);
+                    Err(Stopped::Left)
+                }
+            },
         }
     }
 }

@@ -2,7 +2,11 @@
 
 use std::{future::pending, time::Duration};
 
-use postrider_patterns::{BatchOptions, CallOptions, Context, ErrorClass, RpcError, StreamOptions};
+use futures_util::{StreamExt, stream};
+use postrider_core::{Queue, Topology};
+use postrider_patterns::{
+    BatchOptions, CallOptions, Context, ErrorClass, Limits, RpcError, StreamOptions,
+};
 use tokio::sync::mpsc;
 
 use super::service::{Double, Gate, MATH, Service, failed, plain, within};
@@ -21,9 +25,14 @@ pub(super) fn behaviours() -> Vec<Behaviour> {
         Behaviour::new(a_batch_has_an_outcome_for_each_call_in_order, NEEDS),
         Behaviour::new(a_timeout_frees_the_call_and_its_handler_sees_it, NEEDS),
         Behaviour::new(a_late_reply_is_counted_and_reaches_no_other_call, NEEDS),
+        Behaviour::new(
+            a_reply_larger_than_the_broker_takes_is_told,
+            &[Need::Topology, Need::MaxMessageSize],
+        ),
         Behaviour::new(a_call_given_up_is_told_to_its_handler, NEEDS),
         Behaviour::new(a_call_given_up_before_it_was_handled_is_not_run, NEEDS),
         Behaviour::new(nobody_serving_is_told_at_once, NEEDS),
+        Behaviour::new(what_was_asked_for_a_call_that_is_over_is_not_believed, NEEDS),
         Behaviour::new(a_request_dies_in_the_broker_with_its_time, NEEDS),
         Behaviour::new(a_request_that_waited_too_long_is_not_run, NEEDS),
         Behaviour::new(a_nested_call_has_less_time_than_its_parent, NEEDS),
@@ -134,6 +143,37 @@ async fn a_late_reply_is_counted_and_reaches_no_other_call(scene: Scene) {
         .await;
 }
 
+async fn a_reply_larger_than_the_broker_takes_is_told(scene: Scene) {
+    let Some(limit) = scene.capabilities().max_message_size else {
+        panic!("the runner checks that there is a limit");
+    };
+    let size = usize::try_from(limit).expect("a limit that fits in memory");
+    let service = Service::new(scene.clone());
+    let large = move || "x".repeat(size);
+    let server = service
+        .server()
+        .limits(Limits::default().with_max_body_bytes(usize::MAX))
+        .method_named("once", move |(): (), _context| async move { Ok(large()) })
+        .stream_method_named("items", move |(): (), _context| async move {
+            Ok(stream::iter([Ok(String::new()), Ok(large()), Ok(String::new())]))
+        })
+        .method(|Double(number), _context| async move { Ok(number * 2) });
+    let server = service.start(server).await;
+    let (client, _connection) = service.client().await;
+    let internal = |error: &RpcError| error.class() == ErrorClass::Internal;
+    let once = client.call_named::<_, String>(MATH, "once", &(), CallOptions::default());
+    failed(scene.soon("the error", once).await, internal, "the reply is too large");
+    let items = client.call_stream_named::<_, String>(MATH, "items", &(), StreamOptions::default());
+    let mut items = items.await.expect("a stream");
+    let first = scene.soon("the first item", items.next()).await;
+    assert_eq!(first.expect("an item").expect("an item"), "");
+    let second = scene.soon("the error", items.next()).await.expect("an error");
+    failed(second, internal, "the item is too large");
+    assert!(items.next().await.is_none());
+    assert_eq!(client.call(MATH, &Double(2)).await.expect("a reply"), 4);
+    assert_eq!(server.stats().released, 0, "nothing is run again");
+}
+
 async fn a_call_given_up_is_told_to_its_handler(scene: Scene) {
     let service = Service::new(scene.clone());
     let (told, mut seen) = mpsc::unbounded_channel();
@@ -221,6 +261,26 @@ async fn nobody_serving_is_told_at_once(scene: Scene) {
     let took = scene.env().now() - before;
     assert!(took <= scene.lateness(), "it took {took:?}");
     scene.settles_at(&service.queue(), 0).await;
+}
+
+/// Whether anybody serves is asked before a call; the answer may come when the call is over.
+async fn what_was_asked_for_a_call_that_is_over_is_not_believed(scene: Scene) {
+    let service = Service::new(scene.clone());
+    let connection = scene.connect().await;
+    for micros in [1, 50, 100, 200, 400, 800] {
+        let client = service.client_on(&connection.transport).connect().await;
+        let client = client.expect("a client connects");
+        let brief = CallOptions::default().with_timeout(Duration::from_micros(micros));
+        let early = client.call_with(MATH, &Double(1), brief).await;
+        failed(early, |_| true, "nobody serves it");
+        let server = service.doubling().await;
+        let reply = scene.soon("the reply", client.call(MATH, &Double(2))).await;
+        assert_eq!(reply.expect("it is served now"), 4, "after a call of {micros} µs");
+        server.stop(Duration::from_secs(1)).await;
+        // It outlives its servers, and the next early call is to find nothing.
+        let queue = Topology::new().queue(Queue::classic(service.queue()));
+        scene.transport().remove(&queue).await.expect("the queue is removed");
+    }
 }
 
 async fn a_request_dies_in_the_broker_with_its_time(scene: Scene) {
