@@ -479,7 +479,7 @@ mod tests {
 
     #[test]
     fn what_goes_deep_is_broken_off() {
-        let described = |levels| [vec![0x00, 0x53, 0x01].repeat(levels), vec![NULL]].concat();
+        let described = |levels| [[0x00, 0x53, 0x01].repeat(levels), vec![NULL]].concat();
         let arrays =
             [&[0xf0, 0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 1][..], &[0xf0].repeat(900)].concat();
         let deep = [
@@ -488,7 +488,7 @@ mod tests {
             nested(20_000)[..50_000].to_vec(),
             described(MOST_LEVELS + 1),
             vec![0x00; 100_000],
-            [vec![0xe0, 0xff, 1].repeat(80), vec![NULL]].concat(),
+            [[0xe0, 0xff, 1].repeat(80), vec![NULL]].concat(),
             arrays,
         ];
         for value in deep {
