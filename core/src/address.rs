@@ -3,7 +3,8 @@
 use std::{borrow::Cow, fmt, time::Duration};
 
 use crate::{
-    Capabilities, Delay, Error, ErrorKind, Message, Result, check_name, message::MAX_MILLIS,
+    Capabilities, Delay, Error, ErrorKind, HeaderValue, Message, Result, check_name,
+    message::MAX_MILLIS,
 };
 
 /// Where a publish goes: a queue, or an exchange with a routing key.
@@ -122,6 +123,17 @@ impl Envelope {
     pub fn check(&self, operation: &'static str, capabilities: &Capabilities) -> Result<()> {
         self.address.check(operation)?;
         self.message.check(operation)?;
+        let is_lost = |(name, value): &(&str, &HeaderValue)| {
+            matches!(value, HeaderValue::List(_) | HeaderValue::Map(_)) && !name.starts_with("x-")
+        };
+        if !capabilities.nested_headers
+            && let Some((name, _)) = self.message.headers.iter().find(is_lost)
+        {
+            let why =
+                "this broker takes a list or a map only in a header whose name begins with 'x-'";
+            let error = Error::new(ErrorKind::Unsupported, operation, why);
+            return Err(error.with_context("header", name.to_owned()));
+        }
         let complaint = match capabilities.max_message_size {
             Some(most) if self.message.body.len() as u64 > most => Error::new(
                 ErrorKind::Invalid,
@@ -141,5 +153,25 @@ impl Envelope {
             _ => return Ok(()),
         };
         Err(complaint.with_context("address", self.address.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_that_would_be_lost_are_refused() {
+        let list = || HeaderValue::List(vec![HeaderValue::Int(1)]);
+        let with = |name: &'static str| {
+            Envelope::new(Address::queue("q"), Message::new("x").with_header(name, list()))
+        };
+        let mut capabilities = Capabilities::minimal();
+        let refused = with("list").check("publish", &capabilities).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Unsupported);
+        assert!(refused.to_string().contains("list"), "{refused}");
+        with("x-list").check("publish", &capabilities).unwrap();
+        capabilities.nested_headers = true;
+        with("list").check("publish", &capabilities).unwrap();
     }
 }

@@ -56,7 +56,8 @@ pub struct Capabilities {
     pub reply_mode: ReplyMode,
     /// Whether a consumer can keep others from its queue.
     pub exclusive_consumers: bool,
-    /// Whether headers may be lists and maps.
+    /// Whether headers may be lists and maps whatever their names. Where not, those may be whose names
+    /// begin with `x-`, and a send refuses others.
     pub nested_headers: bool,
     /// Whether the reason of a reject travels with the dead letter, as header `postrider-reason`.
     pub reject_reason: bool,
