@@ -137,6 +137,8 @@ impl Subscriber {
             None => self.kind(connection, spec.as_ref(), deadline).await.map_err(in_context)?,
         };
         let keeps_order = spec.as_ref().is_some_and(|spec| spec.single_active_consumer);
+        // What is given back first might leave it for where its dead letters go.
+        let goes_with_it = spec.as_ref().is_some_and(|spec| spec.auto_delete);
         let seat = connection.seat("consume", deadline).await.map_err(in_context)?;
         let start = self.inner().next_offset.map(StreamStart::Offset).or(self.options.start);
         let receiver = connection.by(deadline, "consume", self.receiver(&guard, &seat, start));
@@ -164,7 +166,7 @@ impl Subscriber {
             is_stream: kind == Some(QueueKind::Stream),
             is_settled: self.dynamic.as_ref().is_some_and(|dynamic| dynamic.is_direct),
             delays: kind == Some(QueueKind::Quorum) && connection.version().delays_retries(),
-            counts_end: kind == Some(QueueKind::Classic),
+            counts_end: kind == Some(QueueKind::Classic) && !goes_with_it,
         };
         let owner = Owner::new(stay, self.clone(), connection.clone(), consuming);
         connection.spawn(owner.run());
