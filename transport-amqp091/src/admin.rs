@@ -28,6 +28,11 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long to wait before an exclusive queue is tried again.
 const LOCK_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long the broker may take to forget the routes of a queue that is gone. It does so a moment after
+/// the queue may be declared again, and takes a route that was made meanwhile for the old one: seen on
+/// RabbitMQ 4.0 with a topic exchange.
+const UNBINDING: Duration = Duration::from_millis(100);
+
 /// Administration on one session, until a deadline.
 pub(crate) struct Admin<'a> {
     session: &'a Session,
@@ -381,6 +386,9 @@ pub(crate) async fn restore(link: &Arc<Link>, session: &Session, last: bool) -> 
         }
     }
     let bindings = link.record().topology().bindings.clone();
+    if known.queues.iter().any(queue_goes_by_itself) && !bindings.is_empty() {
+        sleep(UNBINDING).await;
+    }
     for binding in &bindings {
         // A durable binding between durable ends outlives the session, or was taken away.
         let anew = known.queues.iter().any(|queue| {

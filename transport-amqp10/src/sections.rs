@@ -264,12 +264,15 @@ fn is_shallow(bytes: &[u8]) -> bool {
         if inside.len() + descriptors > MOST_LEVELS {
             return false;
         }
+        // What elements of an array claim to take may be far more than there is.
+        if at >= bytes.len() {
+            return true;
+        }
         let constructor = match inside.last().and_then(|innermost| innermost.element) {
             Some(shared) => shared,
             None => {
-                let Some(&constructor) = bytes.get(at) else { return true };
                 at += 1;
-                constructor
+                bytes[at - 1]
             }
         };
         if constructor == 0x00 {
@@ -475,6 +478,14 @@ mod tests {
             let size = u32::try_from(inner.len() + 4).unwrap().to_be_bytes();
             [&[LIST_32][..], &size, &[0, 0, 0, 1], &inner].concat()
         })
+    }
+
+    #[test]
+    fn an_array_that_claims_to_be_endless_is_left_at_its_end() {
+        let endless = [0xf0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x50];
+        for times in [1, 100] {
+            assert!(is_shallow(&endless.repeat(times)));
+        }
     }
 
     #[test]
