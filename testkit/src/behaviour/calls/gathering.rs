@@ -4,7 +4,7 @@ use std::{future::pending, sync::Arc, time::Duration};
 
 use postrider_core::{Queue, Topology, Transport};
 use postrider_patterns::{Context, Gather, HandlerError, RpcError, Running};
-use tokio::sync::mpsc;
+use tokio::sync::{Barrier, mpsc};
 
 use super::service::{Double, MATH, Service, failed};
 use crate::{
@@ -31,19 +31,22 @@ enum Conduct {
     Wait,
 }
 
-/// Servers on connections of their own; each tells when it is called off.
+/// Servers on connections of their own; each tells when it is called off. None of them does
+/// anything before all have the request: one that is called off first would never run it.
 async fn servers<const N: usize>(
     service: &Service,
     conducts: [Conduct; N],
 ) -> (Vec<(Running, Arc<dyn Transport>)>, mpsc::UnboundedReceiver<()>) {
     let (told, called_off) = mpsc::unbounded_channel();
+    let all_have_it = Arc::new(Barrier::new(N));
     let mut servers = Vec::new();
     for conduct in conducts {
         let connection = service.scene.connect().await;
-        let told = told.clone();
+        let (told, all_have_it) = (told.clone(), Arc::clone(&all_have_it));
         let server = service.server().method(move |Double(number), context: Context| {
-            let told = told.clone();
+            let (told, all_have_it) = (told.clone(), Arc::clone(&all_have_it));
             async move {
+                all_have_it.wait().await;
                 match conduct {
                     Conduct::Answer => Ok(number * 2),
                     Conduct::Fail => Err(HandlerError::rejected("NOT_ME", "ask another")),
