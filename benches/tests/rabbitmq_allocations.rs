@@ -1,8 +1,8 @@
 //! What a message through RabbitMQ costs in allocations beyond lapin's own.
 
 use postrider_benches::rabbitmq::{
-    Bench, Meter, Sizes, consume_well_with_lapin, consume_with_postrider, publish_well_with_lapin,
-    publish_with_postrider,
+    Bench, Meter, Protocol, Sizes, consume_well_with_lapin, consume_with_postrider,
+    publish_well_with_lapin, publish_with_postrider,
 };
 use postrider_core::QueueKind;
 use tokio::runtime::Builder;
@@ -30,7 +30,8 @@ async fn blocks_each(work: impl AsyncFn(u64)) -> f64 {
 fn a_message_takes_few_allocations_more_than_lapin_does() {
     let _profiler = dhat::Profiler::builder().testing().build();
     let url = std::env::var("POSTRIDER_AMQP_URL").expect("POSTRIDER_AMQP_URL, a running broker");
-    let bench = Bench { url, meter: Meter::default(), sizes: Sizes::QUICK };
+    let bench =
+        Bench { url, protocol: Protocol::Amqp091, meter: Meter::default(), sizes: Sizes::QUICK };
     let kind = QueueKind::Classic;
     let runtime = Builder::new_multi_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {

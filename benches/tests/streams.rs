@@ -2,12 +2,27 @@
 
 use std::process::Command;
 
-#[test]
-fn a_quick_run_measures_both_ways() {
-    let run = Command::new(env!("CARGO_BIN_EXE_streams")).arg("--quick").output().expect("runs");
-    let printed = String::from_utf8_lossy(&run.stdout);
+fn quick_run(over: &str) -> String {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_streams"));
+    let run = program.args(["--quick", "--protocol", over]).output().expect("runs");
+    let printed = String::from_utf8_lossy(&run.stdout).into_owned();
     assert!(run.status.success(), "{printed}\n{}", String::from_utf8_lossy(&run.stderr));
-    assert_eq!(printed.matches(", BLAKE3 ").count(), 2, "{printed}");
-    assert_eq!(printed.matches(" MiB above the ").count(), 4, "{printed}");
-    assert!(printed.contains("ratio to plain messages by lapin"), "{printed}");
+    printed
+}
+
+#[test]
+fn a_quick_run_measures_both_ways_over_both_protocols() {
+    for protocol in ["amqp091", "amqp10"] {
+        let printed = quick_run(protocol);
+        assert_eq!(printed.matches(", BLAKE3 ").count(), 2, "{printed}");
+        assert_eq!(printed.matches(" MiB above the ").count(), 4, "{printed}");
+        assert!(printed.contains("ratio to plain messages"), "{printed}");
+    }
+}
+
+#[test]
+fn a_quick_run_measures_memory() {
+    let printed = quick_run("memory");
+    assert_eq!(printed.matches(", BLAKE3 ").count(), 1, "{printed}");
+    assert!(printed.contains("round 1, memory: "), "{printed}");
 }

@@ -1,19 +1,21 @@
-//! RabbitMQ through Postrider beside lapin, in interleaved rounds, with the ratio of each round.
+//! RabbitMQ through Postrider beside lapin or fe2o3-amqp, in interleaved rounds, with the ratio of
+//! each round.
 //!
 //! ```sh
 //! exports=$(scripts/brokers up) && eval "$exports"
 //! cargo run --release -p postrider-benches --features live-broker --bin rabbitmq
 //! ```
 //!
-//! Behind `--` may stand `--quick` for small sizes, `--rounds N`, and words: then only workloads
-//! with one of them in their name run. The names are `publish-classic`, `publish-quorum`,
-//! `consume-classic`, `consume-quorum`, `pubsub`, `rpc-1`, `rpc-128` and `idle`.
+//! Behind `--` may stand `--quick` for small sizes, `--rounds N`, `--protocol amqp10`, and words: then
+//! only workloads with one of them in their name run. The names are `publish-classic`,
+//! `publish-quorum`, `consume-classic`, `consume-quorum`, `idle`, and over AMQP 0.9.1, which is what
+//! runs by default, `pubsub`, `rpc-1` and `rpc-128`.
 
 use std::{env, fs, process::ExitCode, thread};
 
 use postrider_benches::rabbitmq::{
-    Bench, Broker, Meter, Sizes, consume, idle, many_calls_at_once, one_call_at_a_time, publish,
-    publish_to_subscriber,
+    Bench, Broker, Meter, Protocol, Sizes, consume, idle, many_calls_at_once, one_call_at_a_time,
+    publish, publish_to_subscriber,
 };
 use postrider_core::QueueKind;
 
@@ -22,16 +24,21 @@ const IDLE_MOST: f64 = 0.01;
 
 /// What was asked for.
 struct Wanted {
+    protocol: Protocol,
     sizes: Sizes,
     words: Vec<String>,
 }
 
 impl Wanted {
     fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self, String> {
-        let (mut sizes, mut rounds, mut words) = (Sizes::FULL, None, Vec::new());
+        let (mut protocol, mut words) = (Protocol::default(), Vec::new());
+        let (mut sizes, mut rounds) = (Sizes::FULL, None);
         while let Some(argument) = arguments.next() {
             match argument.as_str() {
                 "--quick" => sizes = Sizes::QUICK,
+                "--protocol" => {
+                    protocol = arguments.next().ok_or("--protocol NAME")?.parse()?;
+                }
                 "--rounds" => {
                     let number = arguments.next().and_then(|number| number.parse().ok());
                     rounds = Some(number.filter(|&number| number > 0).ok_or("--rounds N")?);
@@ -41,7 +48,7 @@ impl Wanted {
             }
         }
         sizes.rounds = rounds.unwrap_or(sizes.rounds);
-        Ok(Self { sizes, words })
+        Ok(Self { protocol, sizes, words })
     }
 
     fn wants(&self, workload: &str) -> bool {
@@ -64,8 +71,10 @@ async fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let Ok(url) = env::var("POSTRIDER_AMQP_URL") else {
-        eprintln!("rabbitmq: POSTRIDER_AMQP_URL is not set; start a broker by scripts/brokers up");
+    let protocol = wanted.protocol;
+    let Ok(url) = env::var(protocol.variable()) else {
+        let variable = protocol.variable();
+        eprintln!("rabbitmq: {variable} is not set; start a broker by scripts/brokers up");
         return ExitCode::FAILURE;
     };
     let broker = Broker::at(&url);
@@ -75,9 +84,9 @@ async fn main() -> ExitCode {
         Some(broker) => println!("{broker}"),
         None => println!("the broker is not one of scripts/brokers, so nothing is known of it"),
     }
-    println!("{} interleaved rounds\n", wanted.sizes.rounds);
+    println!("{}, {} interleaved rounds\n", protocol.name(), wanted.sizes.rounds);
     let meter = Meter::with_broker(broker.map(|broker| broker.process));
-    let bench = Bench { url, meter, sizes: wanted.sizes };
+    let bench = Bench { url, protocol, meter, sizes: wanted.sizes };
 
     for kind in [QueueKind::Classic, QueueKind::Quorum] {
         if wanted.wants(&format!("publish-{kind:?}").to_lowercase()) {
@@ -89,13 +98,14 @@ async fn main() -> ExitCode {
             println!("{}", consume(&bench, kind).await);
         }
     }
-    if wanted.wants("pubsub") {
+    let with_lapin = protocol == Protocol::Amqp091;
+    if with_lapin && wanted.wants("pubsub") {
         println!("{}", publish_to_subscriber(&bench).await);
     }
-    if wanted.wants("rpc-1") {
+    if with_lapin && wanted.wants("rpc-1") {
         println!("{}", one_call_at_a_time(&bench).await);
     }
-    if wanted.wants("rpc-128") {
+    if with_lapin && wanted.wants("rpc-128") {
         println!("{}", many_calls_at_once(&bench).await);
     }
     if wanted.wants("idle") {

@@ -1,18 +1,22 @@
-//! A gigabyte through RabbitMQ as a stream, beside the same bytes as plain messages by lapin: with
-//! each side in a process of its own, in interleaved rounds.
+//! A gigabyte as a stream: through RabbitMQ, beside the same bytes as plain messages by the client
+//! alone, with each side in a process of its own, in interleaved rounds; and in memory.
 //!
 //! ```sh
 //! exports=$(scripts/brokers up) && eval "$exports"
 //! cargo run --release -p postrider-benches --features live-broker --bin streams
 //! ```
 //!
-//! Behind `--` may stand `--quick` for 16 MiB, and `--rounds N`. It fails when a side of a stream
-//! takes more memory than it may, or when the hashes of the two sides differ.
+//! Behind `--` may stand `--quick` for 16 MiB, `--rounds N`, and `--protocol` with `amqp091`, which is
+//! what runs by default, `amqp10` or `memory`. It fails when a side of a stream takes more memory
+//! than it may, or when the hashes of the two sides differ.
 
 use std::{env, fmt, process::ExitCode, process::Stdio};
 
 use postrider_benches::{
-    rabbitmq::streams::{self, CHUNK, Role, Way},
+    rabbitmq::{
+        Protocol,
+        streams::{self, CHUNK, Role, Way},
+    },
     rounds::{Contest, Figure, Goal},
 };
 use postrider_core::Env;
@@ -28,42 +32,97 @@ const MOST_KIB: u64 = 64 * 1024;
 
 const RATE: &str = "MiB per second";
 
+/// What the stream goes over.
+#[derive(Clone, Copy)]
+enum Over {
+    RabbitMq(Protocol),
+    Memory,
+}
+
+/// What was asked for.
+struct Wanted {
+    over: Over,
+    length: u64,
+    rounds: u32,
+}
+
+impl Wanted {
+    fn parse<'a>(mut arguments: impl Iterator<Item = &'a str>) -> Result<Self, String> {
+        let over = Over::RabbitMq(Protocol::default());
+        let mut wanted = Self { over, length: 1024 * MEBIBYTE, rounds: 5 };
+        while let Some(argument) = arguments.next() {
+            match argument {
+                "--quick" => (wanted.length, wanted.rounds) = (16 * MEBIBYTE, 1),
+                "--protocol" => {
+                    wanted.over = match arguments.next().ok_or("--protocol NAME")? {
+                        "memory" => Over::Memory,
+                        name => Over::RabbitMq(name.parse()?),
+                    }
+                }
+                "--rounds" => {
+                    let number = arguments.next().and_then(|number| number.parse().ok());
+                    wanted.rounds = number.filter(|&number| number > 0).ok_or("--rounds N")?;
+                }
+                _ => return Err(format!("what is meant by {argument}?")),
+            }
+        }
+        Ok(wanted)
+    }
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
-    let Ok(url) = env::var("POSTRIDER_AMQP_URL") else {
-        eprintln!("streams: POSTRIDER_AMQP_URL is not set; start a broker by scripts/brokers up");
-        return ExitCode::FAILURE;
-    };
     let arguments: Vec<String> = env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let (mut length, mut rounds) = (1024 * MEBIBYTE, 5);
-    match arguments[..] {
-        [role @ ("send" | "receive"), way @ ("stream" | "plain"), name, length] => {
-            let role = if role == "send" { Role::Send } else { Role::Receive };
-            let way = if way == "stream" { Way::Stream } else { Way::Plain };
-            let length = length.parse().expect("a length from ourselves");
-            streams::run(role, way, &url, name, length).await;
-            return ExitCode::SUCCESS;
-        }
-        [] => {}
-        ["--quick"] => (length, rounds) = (16 * MEBIBYTE, 1),
-        ["--rounds", number] if number.parse().is_ok_and(|number: u32| number > 0) => {
-            rounds = number.parse().unwrap_or(rounds);
-        }
-        _ => {
-            eprintln!("streams: see the head of benches/src/bin/streams.rs");
+    if let ["side", ref side @ ..] = arguments[..] {
+        run_side(side).await;
+        return ExitCode::SUCCESS;
+    }
+    let wanted = match Wanted::parse(arguments.into_iter()) {
+        Ok(wanted) => wanted,
+        Err(error) => {
+            eprintln!("streams: {error}; see the head of benches/src/bin/streams.rs");
             return ExitCode::FAILURE;
         }
+    };
+    let Wanted { length, rounds, over } = wanted;
+    let good = match over {
+        Over::RabbitMq(protocol) => through_rabbitmq(protocol, length, rounds).await,
+        Over::Memory => in_memory(length, rounds).await,
+    };
+    if !good {
+        eprintln!("streams: a hash is wrong, or a side took more than {} MiB", MOST_KIB / 1024);
+        return ExitCode::FAILURE;
     }
+    ExitCode::SUCCESS
+}
 
-    let title = format!("{} MiB in pieces of {} KiB", length / MEBIBYTE, CHUNK / 1024);
-    let twin = "plain messages by lapin";
+/// What a process does that was started for one side, or in memory for both.
+async fn run_side(arguments: &[&str]) {
+    let number = |text: &str| text.parse().expect("a length from ourselves");
+    match *arguments {
+        ["memory", name, length] => streams::in_memory(name, number(length)).await,
+        [role, way, protocol, name, length] => {
+            let role = if role == "send" { Role::Send } else { Role::Receive };
+            let way = if way == "stream" { Way::Stream } else { Way::Plain };
+            let protocol: Protocol = protocol.parse().expect("a protocol from ourselves");
+            let url = env::var(protocol.variable()).expect("a broker, by scripts/brokers up");
+            streams::run(role, way, protocol, &url, name, number(length)).await;
+        }
+        _ => unreachable!("it starts itself"),
+    }
+}
+
+async fn through_rabbitmq(protocol: Protocol, length: u64, rounds: u32) -> bool {
+    let name = protocol.name();
+    let title = format!("{} MiB in pieces of {} KiB, {name}", length / MEBIBYTE, CHUNK / 1024);
+    let twin = "plain messages";
     let mut contest = Contest::new(title, vec![Figure::new(RATE, 0)], ["a stream", twin])
         .with_goals([Goal::at_least(twin, RATE, 0.85)]);
     let mut good = true;
     for round in 1..=rounds {
         for (place, way) in ["stream", "plain"].into_iter().enumerate() {
-            let Outcome { seconds, sender, receiver } = transfer(way, length).await;
+            let Outcome { seconds, sender, receiver } = transfer(way, protocol, length).await;
             println!(
                 "round {round}, {way}: {seconds:.2} s\n  sender {sender}\n  receiver {receiver}"
             );
@@ -73,11 +132,25 @@ async fn main() -> ExitCode {
         }
     }
     println!("\n{contest}");
-    if !good {
-        eprintln!("streams: a hash is wrong, or a side took more than {} MiB", MOST_KIB / 1024);
-        return ExitCode::FAILURE;
+    good
+}
+
+async fn in_memory(length: u64, rounds: u32) -> bool {
+    let env = Env::system();
+    let mut good = true;
+    for round in 1..=rounds {
+        let name = format!("bench-{}", env.new_id());
+        let mut both = Side::start(&["memory", &name, &length.to_string()]);
+        assert_eq!(both.line().await, "began");
+        let began = env.now();
+        let ended = Ended::read(&both.line().await);
+        let seconds = (env.now() - began).as_secs_f64();
+        both.end().await;
+        let rate = (length / MEBIBYTE) as f64 / seconds;
+        println!("round {round}, memory: {rate:.0} MiB per second\n  both sides {ended}");
+        good &= ended.taken() <= MOST_KIB;
     }
-    ExitCode::SUCCESS
+    good
 }
 
 struct Outcome {
@@ -87,12 +160,12 @@ struct Outcome {
 }
 
 /// Has two processes transfer the bytes. Their starts and connecting are not in the time.
-async fn transfer(way: &str, length: u64) -> Outcome {
+async fn transfer(way: &str, protocol: Protocol, length: u64) -> Outcome {
     let env = Env::system();
     let name = format!("bench-{}", env.new_id());
-    let mut receiver = Side::start(&["receive", way, &name, &length.to_string()]);
+    let mut receiver = Side::start(&["receive", way, protocol.name(), &name, &length.to_string()]);
     assert_eq!(receiver.line().await, "ready");
-    let mut sender = Side::start(&["send", way, &name, &length.to_string()]);
+    let mut sender = Side::start(&["send", way, protocol.name(), &name, &length.to_string()]);
     assert_eq!(sender.line().await, "began");
     let began = env.now();
     let (sender_ended, receiver_ended) = tokio::join!(sender.line(), receiver.line());
@@ -111,6 +184,7 @@ impl Side {
     fn start(arguments: &[&str]) -> Self {
         let program = env::current_exe().expect("this program");
         let mut process = Command::new(program)
+            .arg("side")
             .args(arguments)
             .stdout(Stdio::piped())
             .kill_on_drop(true)

@@ -8,7 +8,8 @@ use lapin::options::BasicAckOptions;
 use postrider_core::{Address, ConsumerOptions, Envelope, Message, PublisherOptions, QueueKind};
 
 use super::{
-    ACKS_AT_ONCE, AS_MOST, Bench, CLIENT, Cost, NewQueue, POSTRIDER, PREFETCH, RATE, USED_WELL, raw,
+    ACKS_AT_ONCE, Bench, CLIENT, Cost, Manner, NewQueue, POSTRIDER, PREFETCH, Protocol, RATE, raw,
+    raw_amqp10,
 };
 use crate::{
     BODY,
@@ -25,17 +26,28 @@ const CLOSE: Duration = Duration::from_secs(10);
 /// When a message is lost, or one of a classic queue is not acknowledged in the end.
 pub async fn consume(bench: &Bench, kind: QueueKind) -> Contest {
     let title = format!("consume and ack, {kind:?} queue, 256 B, prefetch {PREFETCH}");
-    let mut contest = Contest::new(title, bench.figures(), [POSTRIDER, USED_WELL, AS_MOST])
-        .with_goals([
-            Goal::at_least(USED_WELL, RATE, 0.92),
-            Goal::at_most(USED_WELL, CLIENT, 1.15),
-            Goal::at_least(AS_MOST, RATE, 2.0),
+    let [well, as_most] = bench.protocol.twins();
+    let mut contest =
+        Contest::new(title, bench.figures(), [POSTRIDER, well, as_most]).with_goals([
+            Goal::at_least(well, RATE, 0.92),
+            Goal::at_most(well, CLIENT, 1.15),
+            Goal::at_least(as_most, RATE, 2.0),
         ]);
     let (many, few) = (bench.sizes.messages, bench.sizes.awaited);
     for _ in 0..bench.sizes.rounds {
         contest.note(0, consume_with_postrider(bench, kind, many).await.figures());
-        contest.note(1, consume_well_with_lapin(bench, kind, many).await.figures());
-        contest.note(2, as_most_write_it(bench, kind, few).await.figures());
+        let (well, as_most) = match bench.protocol {
+            Protocol::Amqp091 => (
+                consume_well_with_lapin(bench, kind, many).await,
+                as_most_write_it(bench, kind, few).await,
+            ),
+            Protocol::Amqp10 => (
+                consume_with_fe2o3(bench, kind, many, Manner::Well).await,
+                consume_with_fe2o3(bench, kind, few, Manner::AsMost).await,
+            ),
+        };
+        contest.note(1, well.figures());
+        contest.note(2, as_most.figures());
     }
     contest
 }
@@ -116,6 +128,24 @@ async fn as_most_write_it(bench: &Bench, kind: QueueKind, messages: u64) -> Cost
     };
     let (cost, _open) = bench.meter.measure(messages, work).await;
     raw::close(&connection).await;
+    queue.delete_consumed(kind).await;
+    cost
+}
+
+async fn consume_with_fe2o3(bench: &Bench, kind: QueueKind, messages: u64, manner: Manner) -> Cost {
+    let queue = filled_queue(bench, kind, messages).await;
+    let mut open = raw_amqp10::Open::connect(&bench.url).await;
+    let mut receiver = open.receiver(&queue.name, PREFETCH).await;
+    let work = async move {
+        match manner {
+            Manner::Well => raw_amqp10::consume_well(&mut receiver, messages).await,
+            Manner::AsMost => raw_amqp10::consume_each(&mut receiver, messages).await,
+        }
+        receiver
+    };
+    let (cost, receiver) = bench.meter.measure(messages, work).await;
+    receiver.close().await.expect("closed");
+    open.close().await;
     queue.delete_consumed(kind).await;
     cost
 }

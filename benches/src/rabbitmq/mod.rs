@@ -1,5 +1,5 @@
-//! RabbitMQ through Postrider, beside lapin on the same broker: once used well, once as most
-//! programs use it.
+//! RabbitMQ through Postrider, beside lapin or fe2o3-amqp on the same broker: once used well, once as
+//! most programs use it.
 //!
 //! Both do the same work: bodies of 256 bytes that are made for each message, mandatory and
 //! persistent publishes, the same window, prefetch, queue and codec. Queues are new for each
@@ -9,9 +9,11 @@ mod broker;
 mod consume;
 mod idle;
 mod meter;
+mod protocol;
 mod publish;
 mod pubsub;
 mod raw;
+mod raw_amqp10;
 mod rpc;
 mod rpc_raw;
 pub mod streams;
@@ -20,13 +22,13 @@ use std::sync::Arc;
 
 use postrider_core::{Env, Queue, QueueKind, Topology, Transport};
 use postrider_patterns::Naming;
-use postrider_transport_amqp091::Amqp091;
 
 pub use self::{
     broker::Broker,
     consume::{consume, consume_well_with_lapin, consume_with_postrider},
     idle::idle,
     meter::{Cost, Meter},
+    protocol::Protocol,
     publish::{publish, publish_well_with_lapin, publish_with_postrider},
     pubsub::publish_to_subscriber,
     rpc::{many_calls_at_once, one_call_at_a_time},
@@ -43,8 +45,13 @@ const PREFETCH: u16 = 200;
 const ACKS_AT_ONCE: u64 = 100;
 
 const POSTRIDER: &str = "Postrider";
-const USED_WELL: &str = "lapin used well";
-const AS_MOST: &str = "lapin as most write it";
+
+/// How a client is used.
+#[derive(Debug, Clone, Copy)]
+enum Manner {
+    Well,
+    AsMost,
+}
 
 const RATE: &str = "per second";
 const CLIENT: &str = "client CPU, µs each";
@@ -98,6 +105,8 @@ impl Sizes {
 pub struct Bench {
     /// The broker.
     pub url: String,
+    /// What it is spoken to.
+    pub protocol: Protocol,
     /// Measures time and CPU.
     pub meter: Meter,
     /// How much is done.
@@ -122,7 +131,7 @@ impl Bench {
     }
 
     async fn connect(&self) -> Arc<dyn Transport> {
-        Arc::new(Amqp091::connect(&self.url).await.expect("a broker at POSTRIDER_AMQP_URL"))
+        self.protocol.connect(&self.url).await
     }
 
     /// A new queue, and the connection that declared it.

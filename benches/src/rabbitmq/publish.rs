@@ -7,7 +7,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use lapin::Confirmation;
 use postrider_core::{Address, Confirm, Envelope, Message, PublisherOptions, QueueKind};
 
-use super::{AS_MOST, Bench, CLIENT, Cost, POSTRIDER, RATE, USED_WELL, WINDOW, raw};
+use super::{Bench, CLIENT, Cost, Manner, POSTRIDER, Protocol, RATE, WINDOW, raw, raw_amqp10};
 use crate::{
     BODY,
     rounds::{Contest, Goal},
@@ -20,17 +20,28 @@ use crate::{
 /// When a message is lost or refused.
 pub async fn publish(bench: &Bench, kind: QueueKind) -> Contest {
     let title = format!("confirmed publish, {kind:?} queue, 256 B, window {WINDOW}");
-    let mut contest = Contest::new(title, bench.figures(), [POSTRIDER, USED_WELL, AS_MOST])
-        .with_goals([
-            Goal::at_least(USED_WELL, RATE, 0.92),
-            Goal::at_most(USED_WELL, CLIENT, 1.15),
-            Goal::at_least(AS_MOST, RATE, 5.0),
+    let [well, as_most] = bench.protocol.twins();
+    let mut contest =
+        Contest::new(title, bench.figures(), [POSTRIDER, well, as_most]).with_goals([
+            Goal::at_least(well, RATE, 0.92),
+            Goal::at_most(well, CLIENT, 1.15),
+            Goal::at_least(as_most, RATE, 5.0),
         ]);
     let (many, few) = (bench.sizes.messages, bench.sizes.awaited);
     for _ in 0..bench.sizes.rounds {
         contest.note(0, publish_with_postrider(bench, kind, many).await.figures());
-        contest.note(1, publish_well_with_lapin(bench, kind, many).await.figures());
-        contest.note(2, as_most_write_it(bench, kind, few).await.figures());
+        let (well, as_most) = match bench.protocol {
+            Protocol::Amqp091 => (
+                publish_well_with_lapin(bench, kind, many).await,
+                as_most_write_it(bench, kind, few).await,
+            ),
+            Protocol::Amqp10 => (
+                publish_with_fe2o3(bench, kind, many, Manner::Well).await,
+                publish_with_fe2o3(bench, kind, few, Manner::AsMost).await,
+            ),
+        };
+        contest.note(1, well.figures());
+        contest.note(2, as_most.figures());
     }
     contest
 }
@@ -122,6 +133,24 @@ async fn as_most_write_it(bench: &Bench, kind: QueueKind, messages: u64) -> Cost
     };
     let (cost, _channel) = bench.meter.measure(messages, work).await;
     raw::close(&connection).await;
+    queue.delete_with(messages).await;
+    cost
+}
+
+async fn publish_with_fe2o3(bench: &Bench, kind: QueueKind, messages: u64, manner: Manner) -> Cost {
+    let queue = bench.queue(kind).await;
+    let mut open = raw_amqp10::Open::connect(&bench.url).await;
+    let mut sender = open.sender(&queue.name).await;
+    let work = async move {
+        match manner {
+            Manner::Well => raw_amqp10::publish_well(&mut sender, messages).await,
+            Manner::AsMost => raw_amqp10::publish_each(&mut sender, messages).await,
+        }
+        sender
+    };
+    let (cost, sender) = bench.meter.measure(messages, work).await;
+    sender.close().await.expect("closed");
+    open.close().await;
     queue.delete_with(messages).await;
     cost
 }

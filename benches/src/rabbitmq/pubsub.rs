@@ -20,7 +20,7 @@ use postrider_patterns::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use super::{ACKS_AT_ONCE, Bench, CLIENT, Cost, POSTRIDER, PREFETCH, RATE, USED_WELL, naming, raw};
+use super::{ACKS_AT_ONCE, Bench, CLIENT, Cost, POSTRIDER, PREFETCH, RATE, naming, raw};
 use crate::{
     BODY,
     rounds::{Contest, Goal},
@@ -74,8 +74,9 @@ pub async fn publish_to_subscriber(bench: &Bench) -> Contest {
         "publisher to subscriber through a topic exchange, quorum queue, 256 B, window {WINDOW}, \
          prefetch {PREFETCH}, MessagePack"
     );
-    let mut contest = Contest::new(title, bench.figures(), [POSTRIDER, USED_WELL])
-        .with_goals([Goal::at_least(USED_WELL, RATE, 0.9), Goal::at_most(USED_WELL, CLIENT, 1.15)]);
+    let [well, _] = bench.protocol.twins();
+    let mut contest = Contest::new(title, bench.figures(), [POSTRIDER, well])
+        .with_goals([Goal::at_least(well, RATE, 0.9), Goal::at_most(well, CLIENT, 1.15)]);
     for _ in 0..bench.sizes.rounds {
         contest.note(0, with_postrider(bench).await.figures());
         contest.note(1, well_with_lapin(bench).await.figures());

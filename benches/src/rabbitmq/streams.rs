@@ -1,5 +1,5 @@
 //! The sides of a transfer, each for a process of its own: as a stream, and as plain messages by
-//! lapin.
+//! lapin or fe2o3-amqp. In memory both sides are in one process.
 //!
 //! A receiver prints `ready`, a sender `began`, and either when it is done `ended`, the hash where
 //! there is one, and its resident memory in KiB: at its start and the most.
@@ -13,21 +13,22 @@ use std::{
 };
 
 use bytes::Bytes;
+use fe2o3_amqp_types::messaging::Data;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use lapin::{
     BasicProperties, Confirmation,
     options::{BasicAckOptions, QueueDeclareOptions, QueueDeleteOptions},
     types::FieldTable,
 };
-use postrider_core::{Env, Transport};
-use postrider_patterns::{ContentHash, Incoming, Outgoing, StreamReceiver, StreamSender};
-use postrider_transport_amqp091::Amqp091;
+use postrider_core::{Env, Queue, Topology, Transport};
+use postrider_patterns::{ContentHash, Incoming, Outgoing, Running, StreamReceiver, StreamSender};
+use postrider_transport_inmemory::InMemory;
 use tokio::{
     io::{AsyncRead, AsyncSeek, ReadBuf},
     sync::mpsc,
 };
 
-use super::raw;
+use super::{Protocol, raw, raw_amqp10};
 
 /// The bytes of a chunk, and of a plain message.
 pub const CHUNK: u64 = 256 * 1024;
@@ -105,7 +106,7 @@ pub enum Role {
 pub enum Way {
     /// As a stream.
     Stream,
-    /// As plain messages, each confirmed and acknowledged, by lapin.
+    /// As plain messages, each confirmed and acknowledged, by the client alone.
     Plain,
 }
 
@@ -114,23 +115,52 @@ pub enum Way {
 /// # Panics
 ///
 /// When it fails.
-pub async fn run(role: Role, way: Way, url: &str, name: &str, length: u64) {
+pub async fn run(role: Role, way: Way, protocol: Protocol, url: &str, name: &str, length: u64) {
     let start = resident("VmRSS:");
     // It is no part of what a transfer needs.
     block();
     let hash = match (way, role) {
-        (Way::Stream, Role::Send) => Some(send_stream(url, name, length).await),
-        (Way::Stream, Role::Receive) => return receive_stream(url, name, start).await,
-        (Way::Plain, Role::Send) => {
-            send_plain(url, name, length).await;
-            None
+        (Way::Stream, Role::Send) => {
+            let transport = protocol.connect(url).await;
+            println!("began");
+            Some(send_stream(&transport, name, length).await)
         }
-        (Way::Plain, Role::Receive) => {
-            receive_plain(url, name, length).await;
+        (Way::Stream, Role::Receive) => {
+            let transport = protocol.connect(url).await;
+            let receiving = Receiving::start(&transport, name).await;
+            println!("ready");
+            let hash = receiving.hash().await;
+            transport.close(CLOSE).await.expect("closed");
+            Some(hash)
+        }
+        (Way::Plain, role) => {
+            match (role, protocol) {
+                (Role::Send, Protocol::Amqp091) => send_plain(url, name, length).await,
+                (Role::Receive, Protocol::Amqp091) => receive_plain(url, name, length).await,
+                (Role::Send, Protocol::Amqp10) => send_plain_amqp10(url, name, length).await,
+                (Role::Receive, Protocol::Amqp10) => receive_plain_amqp10(url, name, length).await,
+            }
             None
         }
     };
     tell_end(hash, start);
+}
+
+/// Transfers `length` bytes in memory, both sides in this process.
+///
+/// # Panics
+///
+/// When it fails, or when the two sides have different hashes.
+pub async fn in_memory(name: &str, length: u64) {
+    let start = resident("VmRSS:");
+    block();
+    let transport: Arc<dyn Transport> = Arc::new(InMemory::connect("memory://").expect("a broker"));
+    let receiving = Receiving::start(&transport, name).await;
+    println!("began");
+    let sent = send_stream(&transport, name, length).await;
+    let received = receiving.hash().await;
+    assert_eq!(sent, received);
+    tell_end(Some(sent), start);
 }
 
 fn tell_end(hash: Option<ContentHash>, start: u64) {
@@ -145,41 +175,54 @@ fn resident(what: &str) -> u64 {
     line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number")
 }
 
-async fn connect(url: &str) -> Arc<dyn Transport> {
-    Arc::new(Amqp091::connect(url).await.expect("a broker at POSTRIDER_AMQP_URL"))
-}
-
-async fn send_stream(url: &str, name: &str, length: u64) -> ContentHash {
-    let transport = connect(url).await;
-    let sender = StreamSender::builder(&transport).chunk_size(CHUNK as u32).window(WINDOW.into());
+async fn send_stream(transport: &Arc<dyn Transport>, name: &str, length: u64) -> ContentHash {
+    let sender = StreamSender::builder(transport).chunk_size(CHUNK as u32).window(WINDOW.into());
     let sender = sender.connect().await.expect("a sender");
-    println!("began");
     let source = Outgoing::seekable(Source { length, position: 0 }).with_length(length);
     let receipt = sender.send(name, source).await.expect("a receipt");
     assert_eq!(receipt.length, length);
     receipt.hash
 }
 
-async fn receive_stream(url: &str, name: &str, start: u64) {
-    let transport = connect(url).await;
-    let (tell, mut told) = mpsc::channel(1);
-    let receiver = StreamReceiver::new(name)
-        .window(WINDOW.into())
-        .on(move |mut incoming: Incoming, _| {
-            let tell = tell.clone();
-            async move {
-                tokio::io::copy(&mut incoming, &mut tokio::io::sink()).await?;
-                Ok(tell.send(incoming.hash()).await?)
-            }
-        })
-        .start(&transport)
-        .await
-        .expect("a receiver");
-    println!("ready");
-    let hash = told.recv().await.expect("a stream");
-    tell_end(hash, start);
-    receiver.stop(CLOSE).await;
-    transport.close(CLOSE).await.expect("closed");
+/// A receiver of one stream, whose bytes it drops.
+struct Receiving {
+    running: Running,
+    told: mpsc::Receiver<ContentHash>,
+}
+
+impl Receiving {
+    async fn start(transport: &Arc<dyn Transport>, name: &str) -> Self {
+        let (tell, told) = mpsc::channel(1);
+        let running = StreamReceiver::new(name)
+            .window(WINDOW.into())
+            .on(move |mut incoming: Incoming, _| {
+                let tell = tell.clone();
+                async move {
+                    tokio::io::copy(&mut incoming, &mut tokio::io::sink()).await?;
+                    Ok(tell.send(incoming.hash().expect("it ended")).await?)
+                }
+            })
+            .start(transport)
+            .await
+            .expect("a receiver");
+        Self { running, told }
+    }
+
+    async fn hash(mut self) -> ContentHash {
+        let hash = self.told.recv().await.expect("a stream");
+        self.running.stop(CLOSE).await;
+        hash
+    }
+}
+
+/// The bytes at `offset` as the body of a plain message.
+fn piece(offset: u64, length: u64) -> Vec<u8> {
+    let size = CHUNK.min(length - offset) as usize;
+    let mut body = Vec::with_capacity(size);
+    while body.len() < size {
+        body.extend_from_slice(bytes_at(offset + body.len() as u64, size - body.len()));
+    }
+    body
 }
 
 async fn send_plain(url: &str, name: &str, length: u64) {
@@ -187,11 +230,7 @@ async fn send_plain(url: &str, name: &str, length: u64) {
     let channel = raw::confirm_channel(&connection).await;
     println!("began");
     let publish = async |offset: u64| {
-        let size = CHUNK.min(length - offset) as usize;
-        let mut body = Vec::with_capacity(size);
-        while body.len() < size {
-            body.extend_from_slice(bytes_at(offset + body.len() as u64, size - body.len()));
-        }
+        let body = piece(offset, length);
         let properties = BasicProperties::default();
         let sent = channel.basic_publish("".into(), name.into(), raw::MANDATORY, &body, properties);
         sent.await.expect("sent").await.expect("confirmed")
@@ -229,4 +268,32 @@ async fn receive_plain(url: &str, name: &str, length: u64) {
     let deleted = channel.queue_delete(name.into(), QueueDeleteOptions::default());
     deleted.await.expect("deleted");
     raw::close(&connection).await;
+}
+
+async fn send_plain_amqp10(url: &str, name: &str, length: u64) {
+    let mut open = raw_amqp10::Open::connect(url).await;
+    let mut sender = open.sender(name).await;
+    println!("began");
+    let pieces = (0..length).step_by(CHUNK as usize).map(|offset| piece(offset, length).into());
+    raw_amqp10::publish_bodies(&mut sender, WINDOW.into(), pieces).await;
+    sender.close().await.expect("closed");
+    open.close().await;
+}
+
+async fn receive_plain_amqp10(url: &str, name: &str, length: u64) {
+    let admin = Protocol::Amqp10.connect(url).await;
+    let topology = Topology::new().queue(Queue::classic(name.to_owned()));
+    admin.declare(&topology).await.expect("declared");
+    let mut open = raw_amqp10::Open::connect(url).await;
+    let mut receiver = open.receiver(name, WINDOW).await;
+    println!("ready");
+    let mut received = 0;
+    while received < length {
+        let delivery = receiver.recv::<Data>().await.expect("delivered");
+        received += delivery.body().0.len() as u64;
+        receiver.accept(&delivery).await.expect("accepted");
+    }
+    receiver.close().await.expect("closed");
+    open.close().await;
+    admin.remove(&topology).await.expect("removed");
 }
