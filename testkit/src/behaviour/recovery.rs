@@ -26,6 +26,7 @@ pub(super) fn behaviours() -> Vec<Behaviour> {
         Behaviour::new(rapid_losses_are_survived, LOSS),
         Behaviour::new(loss_of_one_connection_is_nobody_elses, LOSS),
         Behaviour::new(accepted_messages_survive_losses, LOSS),
+        Behaviour::new(closing_while_it_comes_back_leaves_nothing, LOSS),
         Behaviour::new(durable_things_survive_an_outage, OUTAGE),
         Behaviour::new(publish_waits_for_the_end_of_an_outage, OUTAGE),
         Behaviour::new(publish_fails_when_an_outage_lasts, OUTAGE),
@@ -268,6 +269,26 @@ async fn accepted_messages_survive_losses(scene: Scene) {
         drain(&scene, &queue).await.iter().map(|body| body.parse().expect("a number")).collect();
     let lost: Vec<_> = (0..count).filter(|n| !received.contains(n)).collect();
     assert!(lost.is_empty(), "accepted and lost: {lost:?}");
+}
+
+/// A connection that is made while its transport is closed is nobody's: the suite counts what is left.
+async fn closing_while_it_comes_back_leaves_nothing(scene: Scene) {
+    let queue = scene.queue("closing").await;
+    // From the first pause before reconnecting to some time after everything is back.
+    for moment in (0..300).step_by(30).map(Duration::from_millis) {
+        let connection = scene.connect().await;
+        let transport = &connection.transport;
+        let topology = (0..5).fold(Topology::new(), |topology, n| {
+            topology.queue(Queue::exclusive(scene.name(&format!("exclusive-{n}"))))
+        });
+        transport.declare(&topology).await.expect("declared");
+        let reader = scene.read_on(transport, &queue, 1).await;
+        connection.cut().await;
+        tokio::time::sleep(moment).await;
+        drop(reader);
+        scene.soon("closing", transport.close(Duration::from_secs(5))).await.expect("closed");
+        assert_eq!(transport.health().state, ConnectionState::Closed, "closed after {moment:?}");
+    }
 }
 
 async fn outage(scene: &Scene) {
