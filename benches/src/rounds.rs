@@ -101,7 +101,9 @@ impl Contest {
     /// The first contestant's figure over that of another, round by round.
     fn ratios(&self, twin: usize, figure: usize) -> Vec<f64> {
         let (ours, theirs) = (self.column(0, figure), self.column(twin, figure));
-        ours.iter().zip(&theirs).map(|(ours, theirs)| ours / theirs).collect()
+        // Two that are too small to be measured are alike.
+        let ratio = |(ours, theirs)| if ours == theirs { 1.0 } else { ours / theirs };
+        ours.into_iter().zip(theirs).map(ratio).collect()
     }
 
     fn goal(&self, twin: usize, figure: usize) -> Option<Bound> {

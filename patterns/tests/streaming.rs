@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use postrider_core::{Env, Result};
 use postrider_testkit::harness::{Connection, Fault, TestBroker, Wire};
 use postrider_transport_inmemory::{Broker, InMemory};
-use streams::{files, hostile, losses, payloads, world::World};
+use streams::{files, gigabyte, hostile, losses, payloads, world::World};
 
 struct Memory(Broker);
 
@@ -99,6 +99,11 @@ async fn five_closes_at_the_receiver() {
 #[tokio::test(start_paused = true)]
 async fn five_closes_here_and_there_and_at_both() {
     losses::five_closes_here_and_there_and_at_both(world()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gigabyte_survives_five_closes() {
+    gigabyte::a_gigabyte_survives_five_closes(world()).await;
 }
 
 #[tokio::test(start_paused = true)]

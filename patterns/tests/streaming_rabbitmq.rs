@@ -16,7 +16,7 @@ use postrider_testkit::{
     rabbitmq::{self, Login},
 };
 use streams::{
-    files, hostile, losses, payloads,
+    files, gigabyte, hostile, losses, payloads,
     world::{SOON, World},
 };
 use tokio::time::timeout;
@@ -72,6 +72,9 @@ const FUNCTIONS: &[(&str, Function)] = &[
     ("five_closes_at_the_receiver", |world| Box::pin(losses::five_closes_at_the_receiver(world))),
     ("five_closes_here_and_there_and_at_both", |world| {
         Box::pin(losses::five_closes_here_and_there_and_at_both(world))
+    }),
+    ("a_gigabyte_survives_five_closes", |world| {
+        Box::pin(gigabyte::a_gigabyte_survives_five_closes(world))
     }),
     ("the_end_is_told_though_the_connection_is_lost_with_it", |world| {
         Box::pin(losses::the_end_is_told_though_the_connection_is_lost_with_it(world))

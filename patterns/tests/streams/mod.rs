@@ -2,6 +2,7 @@
 #![allow(dead_code)] // Each target runs a part of it.
 
 pub(crate) mod files;
+pub(crate) mod gigabyte;
 pub(crate) mod hand;
 pub(crate) mod hostile;
 pub(crate) mod losses;
