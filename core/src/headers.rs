@@ -45,6 +45,17 @@ pub enum HeaderValue {
 }
 
 impl HeaderValue {
+    fn wire_bytes(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Bytes(bytes) => bytes.len(),
+            // Of a list each item says of what kind it is.
+            Self::List(items) => items.iter().map(|item| item.wire_bytes() + 1).sum(),
+            Self::Map(headers) => headers.wire_bytes(),
+            _ => 8,
+        }
+    }
+
     /// Whether every floating-point number in it is finite.
     /// Whether there are values in it at more than `levels` levels, itself being the first. It looks no
     /// deeper than that.
@@ -171,12 +182,18 @@ impl Headers {
         self.0.iter().map(|(name, value)| (name.as_ref(), value))
     }
 
-    /// The first name that is longer than the protocol takes, in headers that are values too.
+    /// About how many bytes they take on the wire; a protocol adds some for each.
+    #[must_use]
+    pub fn wire_bytes(&self) -> usize {
+        self.iter().map(|(name, value)| name.len() + value.wire_bytes() + 6).sum()
+    }
+
     /// Whether a value in them has more than `levels` levels.
     pub(crate) fn is_deeper_than(&self, levels: usize) -> bool {
         self.iter().any(|(_, value)| value.is_deeper_than(levels))
     }
 
+    /// The first name that is longer than the protocol takes, in headers that are values too.
     pub(crate) fn too_long_name(&self) -> Option<&str> {
         let own = self.iter().map(|(name, _)| name).find(|name| name.len() > MAX_NAME_BYTES);
         own.or_else(|| self.iter().find_map(|(_, value)| value.too_long_name()))

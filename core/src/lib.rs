@@ -59,7 +59,7 @@ pub use env::Env;
 pub use error::{Error, ErrorKind, Result};
 pub use event::{ConnectionState, ConsumerHealth, EventSender, Health, TransportEvent};
 pub use headers::{CAUSATION_ID_HEADER, DEADLINE_HEADER, HeaderValue, Headers, KEY_HEADER};
-pub use message::{MAX_HEADER_LEVELS, Message};
+pub use message::{MAX_HEADER_BYTES, MAX_HEADER_LEVELS, Message};
 pub use name::{MAX_NAME_BYTES, check_declared_name, check_name, is_reserved_name};
 pub use publisher::{Publisher, PublisherExt, PublisherOptions};
 pub use replies::{Replies, ReplyAddress, ReplyAddressSender, ReplyOptions};

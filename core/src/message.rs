@@ -11,6 +11,10 @@ use crate::{Error, ErrorKind, HeaderValue, Headers, MAX_NAME_BYTES, Result};
 /// goes through them level by level, so that without a limit a message ends its reader.
 pub const MAX_HEADER_LEVELS: usize = 32;
 
+/// How many bytes the headers of a message may have in all, causation id and key included. AMQP 0.9.1
+/// takes them in one frame, 128 KiB on RabbitMQ, which adds some of its own on a message's way.
+pub const MAX_HEADER_BYTES: usize = 64 * 1024;
+
 /// The longest time in a message: the 32 bits of milliseconds of an AMQP 1.0 header.
 pub(crate) const MAX_MILLIS: u128 = u32::MAX as u128;
 
@@ -187,9 +191,8 @@ impl Message {
     /// # Errors
     ///
     /// [`ErrorKind::Invalid`] for a text property or header name over 255 bytes, a header with a
-    /// floating-point number that is not finite or with more than [`MAX_HEADER_LEVELS`] levels, or a
-    /// time to live over 2^32 - 1 milliseconds.
-    /// Causation id and key travel as headers and have no limit of their own.
+    /// floating-point number that is not finite or with more than [`MAX_HEADER_LEVELS`] levels, headers
+    /// of more than [`MAX_HEADER_BYTES`] in all, or a time to live over 2^32 - 1 milliseconds.
     pub fn check(&self, operation: &'static str) -> Result<()> {
         // First, because what is asked after it goes through all levels.
         if self.headers.is_deeper_than(MAX_HEADER_LEVELS) {
@@ -197,6 +200,16 @@ impl Message {
                 ErrorKind::Invalid,
                 operation,
                 format!("lists and maps in a header may have {MAX_HEADER_LEVELS} levels"),
+            ));
+        }
+        let as_headers = [&self.causation_id, &self.key];
+        let bytes = self.headers.wire_bytes()
+            + as_headers.iter().filter_map(|text| text.as_deref()).map(str::len).sum::<usize>();
+        if bytes > MAX_HEADER_BYTES {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                operation,
+                format!("the headers have {bytes} bytes in all; {MAX_HEADER_BYTES} are possible"),
             ));
         }
         let texts = [

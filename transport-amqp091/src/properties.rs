@@ -76,20 +76,6 @@ pub(crate) fn write_headers(headers: &Headers) -> FieldTable {
     table
 }
 
-/// About how many bytes headers take on the wire.
-pub(crate) fn size(headers: &Headers) -> usize {
-    fn of(value: &HeaderValue) -> usize {
-        match value {
-            HeaderValue::Text(text) => text.len(),
-            HeaderValue::Bytes(bytes) => bytes.len(),
-            HeaderValue::List(items) => items.iter().map(|item| of(item) + 1).sum(),
-            HeaderValue::Map(headers) => size(headers),
-            _ => 8,
-        }
-    }
-    headers.iter().map(|(name, value)| name.len() + of(value) + 6).sum()
-}
-
 fn write_value(value: &HeaderValue) -> AMQPValue {
     match value {
         HeaderValue::Bool(value) => AMQPValue::Boolean(*value),

@@ -16,7 +16,6 @@ use crate::{
     error::{closed, late},
     link::{Guard, Link},
     pipeline::{Job, Pipeline},
-    properties,
 };
 
 /// Hands messages to the task that owns a confirm channel. It does not keep the connection open.
@@ -89,7 +88,7 @@ impl Sender {
     /// Sends a message to its address, without its delay.
     pub(crate) async fn send(&self, link: &Arc<Link>, envelope: Envelope) -> Result<Confirm> {
         let deadline = self.deadline(link);
-        let (size, most) = (properties::size(&envelope.message.headers), link.header_limit());
+        let (size, most) = (envelope.message.headers.wire_bytes(), link.header_limit());
         if size > most {
             return Err(Error::new(
                 ErrorKind::Invalid,

@@ -5,8 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use postrider_core::{
-    Address, Binding, ConsumerOptions, DeadLetter, Envelope, ErrorKind, Exchange, Message,
-    PublisherExt, PublisherOptions, Queue, Topology, Verdict,
+    Address, Binding, ConsumerOptions, DeadLetter, Envelope, ErrorKind, Exchange, HeaderValue,
+    MAX_HEADER_BYTES, Message, PublisherExt, PublisherOptions, Queue, Topology, Verdict,
 };
 
 use super::{Behaviour, Need};
@@ -29,6 +29,7 @@ pub(super) fn behaviours() -> Vec<Behaviour> {
         Behaviour::new(endless_timeouts_are_long_ones, &[Need::Topology]),
         Behaviour::new(empty_and_large_bodies_arrive, &[Need::Topology]),
         Behaviour::new(large_bodies_arrive_with_any_header, &[Need::Topology]),
+        Behaviour::new(headers_arrive_up_to_their_limit, &[Need::Topology]),
         Behaviour::new(body_over_the_limit_is_refused, &[Need::Topology, Need::MaxMessageSize]),
     ]
 }
@@ -303,6 +304,40 @@ async fn large_bodies_arrive_with_any_header(scene: Scene) {
             delivery.ack();
         }
     }
+}
+
+/// By way of the dead letters too, for which the broker adds some.
+async fn headers_arrive_up_to_their_limit(scene: Scene) {
+    let dead = scene.classic("dead").await;
+    let queue = Queue::durable(scene.name("large"));
+    let queue = queue.with_dead_letter(DeadLetter::to("").with_routing_key(dead.clone()));
+    let queue = scene.declare_queue(queue).await;
+    let with = |bytes: usize| {
+        let few = (0..10).map(|n| (format!("few-{n}"), "y".repeat(1_000)));
+        let mut message = Message::new("body").with_header("large", "x".repeat(bytes));
+        few.for_each(|(name, value)| message.headers.set(name, value));
+        message
+    };
+    let room = MAX_HEADER_BYTES - with(0).headers.wire_bytes();
+    scene.publish_message(&queue, with(room)).await;
+    let delivery = scene.read(&queue, 1).await.next().await;
+    assert!(delivery.message().headers.get("large").is_some(), "{:?}", delivery.info());
+    delivery.reject("bad");
+    let delivery = scene.read(&dead, 1).await.next().await;
+    let expected = with(room);
+    for (name, value) in expected.headers.iter() {
+        assert_eq!(delivery.message().headers.get(name), Some(value), "header {name}");
+    }
+    delivery.ack();
+    let many: Vec<HeaderValue> = (0..7_000).map(HeaderValue::Int).collect();
+    let list = Message::new("list").with_header("x-list", HeaderValue::List(many.clone()));
+    scene.publish_message(&queue, list).await;
+    let delivery = scene.read(&queue, 1).await.next().await;
+    assert_eq!(delivery.message().headers.get("x-list"), Some(&HeaderValue::List(many)));
+    delivery.ack();
+    let publisher = scene.publisher().await;
+    let envelope = Envelope::new(Address::queue(queue), with(room + 1));
+    refused(publisher.send(envelope).await, &[ErrorKind::Invalid], "headers one byte too large");
 }
 
 async fn body_over_the_limit_is_refused(scene: Scene) {
