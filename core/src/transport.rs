@@ -121,8 +121,9 @@ pub trait Transport: fmt::Debug + Send + Sync + 'static {
     fn health(&self) -> Health;
 
     /// Stops consuming, waits for unsettled deliveries and for verdicts up to `deadline`, and
-    /// closes. Until then publishes are taken, so that handlers can finish what they have in hand. What is unsettled then goes back to its queue, and so does, at once, what consumers
-    /// had in advance. A second call returns at once.
+    /// closes. Until then publishes are taken, so that handlers can finish what they have in hand. What is
+    /// unsettled then goes back to its queue, and so does, at once, what consumers had in advance. Where
+    /// the broker does not answer, it may take three seconds more. A second call returns at once.
     ///
     /// When the future is dropped, the transport stays as far as it got: it consumes no more and is
     /// closed when its last handle is dropped.

@@ -25,8 +25,11 @@ use crate::{
     session::Session, stay::Stay,
 };
 
-/// How long a closing connection takes at least, and at most, to send what was settled before.
-const LAST_FLUSH: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(5));
+/// How long a closing connection may take at least to send what was settled before.
+const LAST_FLUSH: Duration = Duration::from_secs(2);
+
+/// How long it may take at least to take leave of the broker.
+const LEAVE: Duration = Duration::from_secs(1);
 
 /// What of a frame is not for the headers of a message, in bytes: its properties, and the deaths that
 /// the broker writes into it.
@@ -366,12 +369,13 @@ impl Link {
                     session.consumers_gone().await;
                 }
             };
-            let _left =
-                tokio::time::timeout(deadline.clamp(LAST_FLUSH.0, LAST_FLUSH.1), told).await;
+            let _left = timeout_at(end.max(self.env().deadline(LAST_FLUSH)), told).await;
         }
         self.finish();
         if let Some(session) = session {
-            session.close().await;
+            // A broker that does not answer is taken leave of after the deadline, by itself.
+            let leaving = tokio::spawn(async move { session.close().await });
+            let _left = timeout_at(end.max(self.env().deadline(LEAVE)), leaving).await;
         }
         if in_time {
             return Ok(());

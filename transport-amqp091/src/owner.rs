@@ -207,6 +207,8 @@ impl Owner {
             (mem::take(&mut book.stop), mem::take(&mut book.unread))
         };
         if stop {
+            // A broker that does not answer a cancel may still hear what was acknowledged.
+            self.flush().await?;
             // Before what fails, which would come here again.
             self.cancel(&mut unread).await?;
         }

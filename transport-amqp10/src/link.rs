@@ -25,8 +25,11 @@ use crate::{
     options::Options, stay::Stay,
 };
 
-/// How long a closing connection may take to send what was settled before.
-const LAST_FLUSH: Duration = Duration::from_secs(5);
+/// How long a closing connection may take at least to send what was settled before.
+const LAST_FLUSH: Duration = Duration::from_secs(2);
+
+/// How long it may take at least to take leave of the broker.
+const LEAVE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone)]
 pub(crate) enum Stage {
@@ -354,11 +357,13 @@ impl Link {
                     connection.consumers_gone().await;
                 }
             };
-            let _left = tokio::time::timeout(LAST_FLUSH, told).await;
+            let _left = timeout_at(end.max(self.env().deadline(LAST_FLUSH)), told).await;
         }
         self.finish();
         if let Some(connection) = connection {
-            connection.close().await;
+            // A broker that does not answer is taken leave of after the deadline, by itself.
+            let leaving = tokio::spawn(async move { connection.close().await });
+            let _left = timeout_at(end.max(self.env().deadline(LEAVE)), leaving).await;
         }
         if in_time {
             return Ok(());

@@ -29,6 +29,7 @@ pub(super) fn behaviours() -> Vec<Behaviour> {
         Behaviour::new(late_network_is_a_network, NETWORK),
         Behaviour::new(dripping_network_is_a_network, NETWORK),
         Behaviour::new(network_that_comes_back_late_is_waited_for, NETWORK),
+        Behaviour::new(closing_does_not_wait_for_who_is_silent, NETWORK),
         Behaviour::new(idle_connection_stays_up, NETWORK),
         Behaviour::new(slow_handler_keeps_its_connection, NETWORK),
     ]
@@ -155,6 +156,34 @@ async fn half_open_connection_is_noticed(scene: Scene) {
         proxy.swallow(Direction::ToClient);
     };
     publishes_end_unknown(&scene, swallow, false, true).await;
+}
+
+/// With something left to be told to the broker, and with nothing.
+async fn closing_does_not_wait_for_who_is_silent(scene: Scene) {
+    let deadline = Duration::from_secs(1);
+    // What a transport may take to say good-bye.
+    let most = deadline + Duration::from_secs(3) + scene.lateness();
+    for is_settling in [true, false] {
+        let queue = scene.queue(if is_settling { "settling" } else { "waiting" }).await;
+        let (proxy, victim) = scene.connect_through_proxy(SLOW_HEARTBEAT).await;
+        let mut reader = scene.read_on(&victim.transport, &queue, 10).await;
+        scene.publish(&queue, ["7"]).await;
+        let delivery = reader.next().await;
+        proxy.stall(Direction::ToClient);
+        if is_settling {
+            delivery.ack();
+        } else {
+            drop(delivery);
+        }
+        let began = scene.env().now();
+        let closed = scene.soon("closing", victim.transport.close(deadline)).await;
+        let took = scene.env().now() - began;
+        assert!(took <= most, "it may take {most:?}, took {took:?} and gave {closed:?}");
+        assert_eq!(victim.transport.health().state, ConnectionState::Closed, "it is closed");
+        drop(reader);
+        proxy.cut();
+        scene.settles_at(&queue, u64::from(!is_settling)).await;
+    }
 }
 
 async fn late_network_is_a_network(scene: Scene) {
