@@ -121,7 +121,7 @@ impl Owner {
         connection: Arc<Connection>,
         link: Consuming,
     ) -> Self {
-        let enough = usize::from(link.prefetch / 4).max(1);
+        let enough = usize::from(link.prefetch / 2).max(1);
         Self {
             stay,
             subscriber,
