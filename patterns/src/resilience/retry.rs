@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use postrider_core::{Capabilities, Delay, Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
@@ -22,6 +22,24 @@ use crate::handler::{ErrorClass, HandlerError};
 ///     .with_delay(Duration::from_secs(60), 1.0, Duration::from_secs(60));
 /// assert_eq!(policy.max_retries(), 10);
 /// ```
+///
+/// # Example: classes of their own, from a file of settings
+///
+/// ```
+/// use postrider_patterns::{ErrorClass, RetryPolicy, Tries};
+///
+/// let policy: RetryPolicy = serde_json::from_str(
+///     r#"{"classes": {
+///         "UNAVAILABLE": {"immediate": 0, "delayed": 12},
+///         "INTERNAL": {"immediate": 0, "delayed": 0},
+///         "NOT_FOUND": {"immediate": 0, "delayed": 2}
+///     }}"#,
+/// )?;
+/// assert_eq!(policy.tries(ErrorClass::Internal), Tries::NONE);
+/// assert_eq!(policy.tries(ErrorClass::Transient), Tries::new(3, 5));
+/// assert_eq!(policy.max_retries(), 12);
+/// # Ok::<(), serde_json::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
@@ -40,6 +58,36 @@ pub struct RetryPolicy {
     pub max_delay: Duration,
     /// How delays are spread. Default: full.
     pub jitter: Jitter,
+    /// How often failures of a class are tried again, where that is another number than
+    /// [`immediate`](Self::immediate) and [`delayed`](Self::delayed). A class that is not here and is
+    /// not [retryable](ErrorClass::is_retryable) is dead-lettered at once. Default: none.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub classes: BTreeMap<ErrorClass, Tries>,
+}
+
+/// How often a message is tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tries {
+    /// How many times at once.
+    pub immediate: u32,
+    /// How many times after that with a delay.
+    pub delayed: u32,
+}
+
+impl Tries {
+    /// Not at all: it is dead-lettered.
+    pub const NONE: Self = Self::new(0, 0);
+
+    /// So many at once, so many with a delay.
+    #[must_use]
+    pub const fn new(immediate: u32, delayed: u32) -> Self {
+        Self { immediate, delayed }
+    }
+
+    const fn total(self) -> u32 {
+        self.immediate.saturating_add(self.delayed)
+    }
 }
 
 /// How delays are spread, so that what failed together does not come again together.
@@ -75,6 +123,7 @@ impl Default for RetryPolicy {
             factor: 2.0,
             max_delay: Duration::from_secs(300),
             jitter: Jitter::Full,
+            classes: BTreeMap::new(),
         }
     }
 }
@@ -117,27 +166,46 @@ impl RetryPolicy {
         self
     }
 
-    /// How many times a message is tried again at most.
+    /// Sets how often failures of one class are tried again; see [`classes`](Self::classes).
     #[must_use]
-    pub const fn max_retries(&self) -> u32 {
-        self.immediate.saturating_add(self.delayed)
+    pub fn with_class(mut self, class: ErrorClass, tries: Tries) -> Self {
+        self.classes.insert(class, tries);
+        self
+    }
+
+    /// How often failures of `class` are tried again.
+    #[must_use]
+    pub fn tries(&self, class: ErrorClass) -> Tries {
+        match self.classes.get(&class) {
+            Some(tries) => *tries,
+            None if class.is_retryable() => Tries::new(self.immediate, self.delayed),
+            None => Tries::NONE,
+        }
+    }
+
+    /// How many times a message is tried again at most, whatever it fails with.
+    #[must_use]
+    pub fn max_retries(&self) -> u32 {
+        let of_all = Tries::new(self.immediate, self.delayed).total();
+        self.classes.values().map(|tries| tries.total()).fold(of_all, u32::max)
     }
 
     /// What becomes of a message that failed with `error` after it had failed `failures_so_far`
-    /// times before. `random` is uniform in `0.0..1.0`.
+    /// times before, for whatever reason. `random` is uniform in `0.0..1.0`.
     #[must_use]
     pub fn decide(&self, error: &HandlerError, failures_so_far: u32, random: f64) -> Decision {
-        if !error.class().is_retryable() || failures_so_far >= self.max_retries() {
+        let tries = self.tries(error.class());
+        if failures_so_far >= tries.total() {
             return Decision::DeadLetter;
         }
         // Whoever is overloaded is not asked again at once.
-        let at_once = failures_so_far < self.immediate
+        let at_once = failures_so_far < tries.immediate
             && error.class() != ErrorClass::Throttled
             && error.retry_after().is_none();
         if at_once {
             return Decision::RetryNow;
         }
-        let backoff = self.backoff(failures_so_far.saturating_sub(self.immediate));
+        let backoff = self.backoff(failures_so_far.saturating_sub(tries.immediate));
         let spread = match self.jitter {
             Jitter::None => backoff,
             Jitter::Full => backoff.mul_f64(random.clamp(0.0, 1.0)),
@@ -176,7 +244,8 @@ impl RetryPolicy {
                 ),
             );
         }
-        if self.delayed > 0 && capabilities.delayed_retry == Delay::None {
+        let is_delayed = self.delayed > 0 || self.classes.values().any(|tries| tries.delayed > 0);
+        if is_delayed && capabilities.delayed_retry == Delay::None {
             return refuse(
                 ErrorKind::Unsupported,
                 "this broker cannot delay a retry; set the policy's delayed tries to 0".to_owned(),
@@ -251,6 +320,39 @@ mod tests {
         let throttled = HandlerError::throttled("full", Duration::from_secs(7));
         let after = Decision::RetryAfter(Duration::from_secs(7));
         assert_eq!(policy.decide(&throttled, 0, 0.9), after);
+    }
+
+    #[test]
+    fn a_class_may_have_its_own_tries() {
+        let policy = RetryPolicy::default()
+            .with_jitter(Jitter::None)
+            .with_class(ErrorClass::Internal, Tries::NONE)
+            .with_class(ErrorClass::NotFound, Tries::new(1, 1))
+            .with_class(ErrorClass::Unavailable, Tries::new(0, 12));
+        let decide = |class, failures| policy.decide(&HandlerError::new(class, ""), failures, 0.5);
+        let after = |seconds| Decision::RetryAfter(Duration::from_secs(seconds));
+        assert_eq!(decide(ErrorClass::Internal, 0), Decision::DeadLetter);
+        assert_eq!(decide(ErrorClass::NotFound, 0), Decision::RetryNow);
+        assert_eq!(decide(ErrorClass::NotFound, 1), after(1));
+        assert_eq!(decide(ErrorClass::NotFound, 2), Decision::DeadLetter);
+        assert_eq!(decide(ErrorClass::Unavailable, 0), after(1));
+        assert_eq!(decide(ErrorClass::Unavailable, 11), after(300));
+        // It has failed so often for other reasons.
+        assert_eq!(decide(ErrorClass::Transient, 11), Decision::DeadLetter);
+        assert_eq!(decide(ErrorClass::Invalid, 0), Decision::DeadLetter);
+    }
+
+    #[test]
+    fn the_check_knows_the_tries_of_every_class() {
+        let mut capabilities = Capabilities::minimal();
+        let policy = RetryPolicy::never().with_class(ErrorClass::Unavailable, Tries::new(0, 20));
+        let kind = |limit, capabilities: &Capabilities| {
+            policy.check(limit, capabilities).err().map(|error| error.kind())
+        };
+        assert_eq!(kind(20, &capabilities), Some(ErrorKind::Invalid));
+        assert_eq!(kind(21, &capabilities), Some(ErrorKind::Unsupported));
+        capabilities.delayed_retry = Delay::Ladder;
+        assert_eq!(kind(21, &capabilities), None);
     }
 
     #[test]
