@@ -80,7 +80,8 @@ pub struct DeadLetterReport {
     /// How many could not be published, and stay.
     pub failed: u64,
     /// How many were not looked at: there were enough, somebody else had them, or so many stay that
-    /// there was no room for more.
+    /// there was no room for more. After a lost connection there may be more: one that comes twice
+    /// takes the place of another.
     pub unseen: u64,
     /// Why the first of the failed ones could not be published.
     pub failure: Option<Error>,
@@ -100,6 +101,7 @@ pub(super) struct Redriving<'a> {
 }
 
 /// When the next one may go.
+#[derive(Clone, Copy)]
 struct Pace {
     next: Instant,
     pause: Duration,
@@ -169,10 +171,7 @@ impl<'a> Redriving<'a> {
             self.fails(letter, Error::new(ErrorKind::Invalid, "redrive", why));
             return Ok(());
         };
-        if let Some(pace) = &mut self.pace {
-            sleep_until(pace.next).await;
-            pace.next = pace.next.max(self.walk.now()) + pace.pause;
-        }
+        self.wait_for_its_time().await;
         match self.publisher.send(Envelope::new(address, dead.original())).await {
             Ok(confirm) => self.under_way.push_back((confirm, letter)),
             Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Closed) => {
@@ -182,6 +181,14 @@ impl<'a> Redriving<'a> {
             Err(error) => self.fails(letter, error),
         }
         Ok(())
+    }
+
+    async fn wait_for_its_time(&mut self) {
+        let Some(Pace { next, pause }) = self.pace else { return };
+        // What has its verdict need not wait for the rest, where it could come twice.
+        while next > self.walk.now() && self.settle().await {}
+        sleep_until(next).await;
+        self.pace = Some(Pace { next: next.max(self.walk.now()) + pause, pause });
     }
 
     /// Waits for the oldest verdict and acts on it. Whether there was one to wait for.

@@ -96,12 +96,11 @@ impl<'a> Walk<'a> {
     /// Gives back what stays and waits, for a moment, until the broker has it; says how many there
     /// were that were not seen. Without the wait a run after this one would find less than there is.
     pub(super) async fn end(mut self) -> u64 {
-        let held = self.held.len() as u64;
+        let expected = self.unseen + self.held.len() as u64;
         self.release();
         let patience = self.now() + LOOK_AFTER;
-        while held > 0
+        while matches!(self.letters.count().await, Ok(ready) if ready < expected)
             && self.now() < patience
-            && matches!(self.letters.count().await, Ok(ready) if ready < held)
         {
             sleep(LOOK_AGAIN).await;
         }

@@ -49,5 +49,5 @@ pub(crate) const FUNCTIONS: &[(&str, Function)] = functions! {
     losses:
         a_message_that_kills_its_process_comes_to_rest,
         a_redrive_over_lost_connections_loses_nothing,
-        looking_over_a_lost_connection_shows_each_once;
+        what_stays_over_a_lost_connection_is_counted_once;
 };

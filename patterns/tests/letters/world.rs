@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use postrider_core::{
-    Address, Env, Envelope, Exchange, Message, PublisherExt, PublisherOptions, Queue, Topology,
-    Transport,
+    Address, Env, Envelope, Exchange, HeaderValue, Headers, Message, PublisherExt,
+    PublisherOptions, Queue, Topology, Transport,
 };
 use postrider_patterns::{
     DeadLetters, DeadMessage, Jitter, Naming, RetryPolicy, Task, WorkQueue, Worker, headers,
@@ -135,6 +135,14 @@ pub(crate) async fn one(letters: &DeadLetters) -> DeadMessage {
 pub(crate) fn ids(letters: &[DeadMessage]) -> Vec<u32> {
     let id = |dead: &DeadMessage| dead.message().message_id.as_deref().unwrap().parse().unwrap();
     letters.iter().map(id).collect()
+}
+
+/// Not every protocol keeps the order of headers.
+pub(crate) fn sorted(headers: &Headers) -> Vec<(String, HeaderValue)> {
+    let mut sorted: Vec<_> =
+        headers.iter().map(|(name, value)| (name.to_owned(), value.clone())).collect();
+    sorted.sort_by(|(one, _), (other, _)| one.cmp(other));
+    sorted
 }
 
 pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
