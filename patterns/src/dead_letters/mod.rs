@@ -1,7 +1,7 @@
 //! The dead letters of a queue: seen, counted, moved back, thrown away, kept as tests.
 //!
 //! [`DeadLetters`] looks at what a queue's handlers, or the broker, gave up. Looking takes nothing
-//! away and leaves the order as it was. [`redrive`](DeadLetters::redrive) publishes dead letters
+//! away and leaves the order as it was; on RabbitMQ 4.0, what was looked at goes behind the rest. [`redrive`](DeadLetters::redrive) publishes dead letters
 //! again, as they were before they failed, and takes each from the dead letters when the broker has
 //! it; [`discard`](DeadLetters::discard) takes them away for good. A [`DeadLetterFilter`] says which
 //! are meant, and what it does not match stays where it is. Every run ends: it sees at most what is

@@ -8,6 +8,9 @@ use super::DeadLetters;
 /// How long nothing may come before the queue is looked at: somebody else may have what was there.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
 
+/// How long a consumer may take to be gone.
+const STOPPING: Duration = Duration::from_millis(50);
+
 /// How often it is looked whether the broker has what was given back.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
@@ -97,6 +100,12 @@ impl<'a> Walk<'a> {
     /// were that were not seen. Without the wait a run after this one would find less than there is.
     pub(super) async fn end(mut self) -> u64 {
         let expected = self.unseen + self.held.len() as u64;
+        drop(self.consumer.take());
+        if self.seen > self.held.len() as u64 {
+            // There is credit left, and over AMQP 1.0 RabbitMQ may hear of its end after it has heard
+            // of what is given back: that would come here again, and go behind the rest.
+            sleep(STOPPING).await;
+        }
         self.release();
         let patience = self.now() + LOOK_AFTER;
         while matches!(self.letters.count().await, Ok(ready) if ready < expected)

@@ -48,7 +48,10 @@ pub(crate) async fn a_message_that_kills_its_process_comes_to_rest(world: World)
     assert_eq!(dead.reason(), DeadReason::DeliveryLimit);
     assert_eq!(dead.origin_queue(), Some(world.queue()));
     assert_eq!(dead.deaths()[0].count, 1);
-    assert_eq!(*done.lock().unwrap(), [2]);
+    // At least once: its acknowledgement may be lost with the connection.
+    let mut done = done.lock().unwrap().clone();
+    done.dedup();
+    assert_eq!(done, [2]);
     assert!(running.is_running());
 }
 

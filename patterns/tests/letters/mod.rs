@@ -51,3 +51,10 @@ pub(crate) const FUNCTIONS: &[(&str, Function)] = functions! {
         a_redrive_over_lost_connections_loses_nothing,
         what_stays_over_a_lost_connection_is_counted_once;
 };
+
+/// Those that need a broker that gives back to the front of a queue without a delivery limit.
+/// RabbitMQ 4.0 gives back to its end.
+pub(crate) const IN_ORDER: &[&str] = &[
+    "looking_takes_nothing_and_keeps_the_order",
+    "a_small_window_moves_many_and_says_what_it_did_not_see",
+];
