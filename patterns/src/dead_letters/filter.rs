@@ -6,7 +6,8 @@ use postrider_core::HeaderValue;
 use super::{DeadMessage, DeadReason};
 use crate::handler::ErrorClass;
 
-/// Which dead letters are meant: those that all of its conditions hold for. Without a condition, all.
+/// Which dead letters are meant: those that all of its conditions hold for. Without a condition,
+/// all.
 ///
 /// # Example: what failed for a missing customer since noon
 ///

@@ -1,10 +1,13 @@
 use std::{fmt, sync::Arc};
 
 use chrono::{DateTime, Utc};
-use postrider_core::{Address, Envelope, HeaderValue, Headers, Message};
+use postrider_core::{Address, Envelope, HeaderValue, Message};
 use serde::{Deserialize, Serialize};
 
-use super::fixture::Fixture;
+use super::{
+    death::{DeadReason, Death, moment},
+    fixture::Fixture,
+};
 use crate::{handler::ErrorClass, headers};
 
 /// What brokers write beside the deaths of a message.
@@ -38,8 +41,8 @@ const OF_POSTRIDER: [&str; 9] = [
 /// Whatever is not known is `None`: what the broker itself gave up has no class and no host, and a
 /// plain client may have put anything there.
 ///
-/// It serializes, whole, to a form that people can read, so that a dead letter becomes the fixture of
-/// a test.
+/// It serializes, whole, to a form that people can read, so that a dead letter becomes the fixture
+/// of a test.
 ///
 /// # Example: a dead letter in a test
 ///
@@ -64,94 +67,6 @@ const OF_POSTRIDER: [&str; 9] = [
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(into = "Fixture", try_from = "Fixture")]
 pub struct DeadMessage(Arc<Envelope>);
-
-/// Why a message is a dead letter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum DeadReason {
-    /// Its handler failed, and its retry policy gave it up.
-    Failed,
-    /// It was rejected by a consumer that is none of Postrider's patterns.
-    Rejected,
-    /// It waited longer than its time to live.
-    Expired,
-    /// Its queue was full.
-    MaxLength,
-    /// Its deliveries failed as often as its queue allows, for example because it killed its process.
-    DeliveryLimit,
-    /// It does not say.
-    Unknown,
-}
-
-impl DeadReason {
-    /// Its text: `failed`, or the word that brokers have for it.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Failed => "failed",
-            Self::Rejected => "rejected",
-            Self::Expired => "expired",
-            Self::MaxLength => "maxlen",
-            Self::DeliveryLimit => "delivery_limit",
-            Self::Unknown => "unknown",
-        }
-    }
-
-    fn of_broker(word: &str) -> Self {
-        let known = [Self::Rejected, Self::Expired, Self::MaxLength, Self::DeliveryLimit];
-        known.into_iter().find(|reason| reason.as_str() == word).unwrap_or(Self::Unknown)
-    }
-}
-
-impl fmt::Display for DeadReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// What a broker noted when it gave a message up; one for each pair of queue and reason.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Death {
-    /// The queue that the message was in.
-    pub queue: String,
-    /// Why it left.
-    pub reason: DeadReason,
-    /// How often it left that queue for that reason.
-    pub count: u32,
-    /// The exchange that it had been published to; empty for a queue.
-    pub exchange: String,
-    /// The routing key that it had been published with.
-    pub routing_key: String,
-    /// When: over AMQP 0.9.1 to the second; the last time or, over AMQP 1.0, the first.
-    pub time: Option<DateTime<Utc>>,
-}
-
-impl Death {
-    fn read(table: &Headers) -> Option<Self> {
-        let text = |name| table.get(name).and_then(HeaderValue::as_text);
-        let key = table.get("routing-keys").and_then(HeaderValue::as_list);
-        let key = key.and_then(|keys| keys.first()).and_then(HeaderValue::as_text);
-        let count = table.get("count").and_then(HeaderValue::as_int);
-        Some(Self {
-            queue: text("queue")?.to_owned(),
-            reason: DeadReason::of_broker(text("reason")?),
-            count: count.and_then(|count| u32::try_from(count).ok()).unwrap_or(1),
-            exchange: text("exchange").unwrap_or_default().to_owned(),
-            routing_key: key.unwrap_or_default().to_owned(),
-            time: table.get("time").and_then(moment),
-        })
-    }
-}
-
-/// Text of a header of Postrider, or a timestamp of a broker.
-fn moment(value: &HeaderValue) -> Option<DateTime<Utc>> {
-    match value {
-        HeaderValue::Timestamp(time) => Some(*time),
-        HeaderValue::Text(text) => Some(DateTime::parse_from_rfc3339(text).ok()?.to_utc()),
-        _ => None,
-    }
-}
 
 impl DeadMessage {
     /// The view of a message that was taken from a queue of dead letters.
@@ -198,8 +113,8 @@ impl DeadMessage {
         self.text(headers::ERROR_CODE)
     }
 
-    /// What failed the last time, with its causes, for people; what a consumer rejected it with, where
-    /// the broker carries that.
+    /// What failed the last time, with its causes, for people; what a consumer rejected it with,
+    /// where the broker carries that.
     #[must_use]
     pub fn error(&self) -> Option<&str> {
         self.text(headers::ERROR_MESSAGE).or_else(|| self.text("postrider-reason"))
@@ -241,8 +156,8 @@ impl DeadMessage {
     }
 
     /// The first that is known of it: when it was published, as its publisher says (the property
-    /// `timestamp`, whole seconds over AMQP 0.9.1). When it failed first is known to nobody, because
-    /// the broker counts tries and does not date them.
+    /// `timestamp`, whole seconds over AMQP 0.9.1). When it failed first is known to nobody,
+    /// because the broker counts tries and does not date them.
     #[must_use]
     pub fn published_at(&self) -> Option<DateTime<Utc>> {
         self.message().timestamp
@@ -289,7 +204,7 @@ impl fmt::Display for DeadMessage {
 
 #[cfg(test)]
 mod tests {
-    use postrider_core::Env;
+    use postrider_core::{Env, Headers};
 
     use super::*;
 

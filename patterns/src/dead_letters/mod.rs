@@ -1,11 +1,12 @@
 //! The dead letters of a queue: seen, counted, moved back, thrown away, kept as tests.
 //!
 //! [`DeadLetters`] looks at what a queue's handlers, or the broker, gave up. Looking takes nothing
-//! away and leaves the order as it was; on RabbitMQ 4.0, what was looked at goes behind the rest. [`redrive`](DeadLetters::redrive) publishes dead letters
-//! again, as they were before they failed, and takes each from the dead letters when the broker has
-//! it; [`discard`](DeadLetters::discard) takes them away for good. A [`DeadLetterFilter`] says which
-//! are meant, and what it does not match stays where it is. Every run ends: it sees at most what is
-//! there when it begins, so that what fails again at once is not moved again.
+//! away and leaves the order as it was; on RabbitMQ 4.0, what was looked at goes behind the rest.
+//! [`redrive`](DeadLetters::redrive) publishes dead letters again, as they were before they failed,
+//! and takes each from the dead letters when the broker has it; [`discard`](DeadLetters::discard)
+//! takes them away for good. A [`DeadLetterFilter`] says which are meant, and what it does not
+//! match stays where it is. Every run ends: it sees at most what is there when it begins, so that
+//! what fails again at once is not moved again.
 //!
 //! # Example: a bug was fixed, its victims are tried again
 //!
@@ -13,7 +14,8 @@
 //! use std::{sync::Arc, time::Duration};
 //! use postrider_core::Transport;
 //! use postrider_patterns::{
-//!     DeadLetterFilter, DeadLetters, ErrorClass, HandlerError, RedriveOptions, Task, WorkQueue, Worker,
+//!     DeadLetterFilter, DeadLetters, ErrorClass, HandlerError, RedriveOptions, Task, WorkQueue,
+//!     Worker,
 //! };
 //! use postrider_transport_inmemory::InMemory;
 //! use serde::{Deserialize, Serialize};
@@ -52,6 +54,7 @@
 //! # }
 //! ```
 
+mod death;
 mod filter;
 mod fixture;
 mod message;
@@ -65,8 +68,9 @@ use postrider_core::{
 };
 
 pub use self::{
+    death::{DeadReason, Death},
     filter::DeadLetterFilter,
-    message::{DeadMessage, DeadReason, Death},
+    message::DeadMessage,
     redrive::{DeadLetterReport, RedriveOptions},
 };
 use self::{redrive::Redriving, walk::Walk};
@@ -74,8 +78,8 @@ use crate::{naming::Naming, resilience::dead_letter_topology};
 
 /// The dead letters of one queue.
 ///
-/// Whatever it does holds dead letters in hand until it ends, and meanwhile nobody else sees those. A
-/// run should be done within the consumer timeout of the broker, which on RabbitMQ is 30 minutes.
+/// Whatever it does holds dead letters in hand until it ends, and meanwhile nobody else sees those.
+/// A run should be done within the consumer timeout of the broker, which on RabbitMQ is 30 minutes.
 #[derive(Debug, Clone)]
 pub struct DeadLetters {
     transport: Arc<dyn Transport>,
@@ -138,15 +142,15 @@ impl DeadLetters {
         }
     }
 
-    /// The first `most` of them, at most as many as the [window](Self::with_window), in their order.
-    /// They stay where they are.
+    /// The first `most` of them, at most as many as the [window](Self::with_window), in their
+    /// order. They stay where they are.
     ///
     /// Cancellation safe: when the future is dropped, all go back.
     ///
     /// # Errors
     ///
-    /// Those of [`count`](Self::count) and [`Transport::consumer`]; [`ErrorKind::TimedOut`] when for
-    /// 30 seconds none comes of those that there are; [`ErrorKind::Closed`].
+    /// Those of [`count`](Self::count) and [`Transport::consumer`]; [`ErrorKind::TimedOut`] when
+    /// for 30 seconds none comes of those that there are; [`ErrorKind::Closed`].
     pub async fn peek(&self, most: u16) -> Result<Vec<DeadMessage>> {
         self.look(&DeadLetterFilter::all(), most.min(self.window)).await
     }
@@ -179,21 +183,21 @@ impl DeadLetters {
 
     /// Publishes those that match once more, as they were before they failed
     /// ([`DeadMessage::original`]), and takes each away when the broker has it. Message id and
-    /// idempotency key stay the same; attempts are counted anew. What cannot be published stays, and
-    /// is reported.
+    /// idempotency key stay the same; attempts are counted anew. What cannot be published stays,
+    /// and is reported.
     ///
-    /// At least once: when the connection is lost in between, or the verdict on a publish, a message
-    /// may have been published and be a dead letter still, or again. The run goes on when the
-    /// connection is back.
+    /// At least once: when the connection is lost in between, or the verdict on a publish, a
+    /// message may have been published and be a dead letter still, or again. The run goes on when
+    /// the connection is back.
     ///
-    /// Not cancellation safe: when the future is dropped, what is under way, at most 64 messages, may
-    /// have been published and go back as well. Nothing is lost.
+    /// Not cancellation safe: when the future is dropped, what is under way, at most 64 messages,
+    /// may have been published and go back as well. Nothing is lost.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Invalid`] for options out of range, and what ends a run: what
-    /// [`peek`](Self::peek) fails with, and a publisher that cannot send. How many were moved before
-    /// is in the context of the error.
+    /// [`peek`](Self::peek) fails with, and a publisher that cannot send. How many were moved
+    /// before is in the context of the error.
     pub async fn redrive(
         &self,
         filter: &DeadLetterFilter,
@@ -226,8 +230,8 @@ impl DeadLetters {
         Ok(report)
     }
 
-    /// Puts a dead letter here as it is, with its reason: one that was read from a file, or comes from
-    /// another broker. The queue is declared where it is missing.
+    /// Puts a dead letter here as it is, with its reason: one that was read from a file, or comes
+    /// from another broker. The queue is declared where it is missing.
     ///
     /// Not cancellation safe: when the future is dropped, it may have been put here.
     ///

@@ -28,8 +28,8 @@ const UNDER_WAY: usize = 64;
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct RedriveOptions {
-    /// Where they go. Default: each to the queue that it was given up in, and to no other subscriber
-    /// of what it once was published to.
+    /// Where they go. Default: each to the queue that it was given up in, and to no other
+    /// subscriber of what it once was published to.
     pub address: Option<Address>,
     /// How many a second at most. Default: as fast as it goes.
     pub per_second: Option<u32>,

@@ -97,13 +97,14 @@ impl<'a> Walk<'a> {
     }
 
     /// Gives back what stays and waits, for a moment, until the broker has it; says how many there
-    /// were that were not seen. Without the wait a run after this one would find less than there is.
+    /// were that were not seen. Without the wait a run after this one would find less than there
+    /// is.
     pub(super) async fn end(mut self) -> u64 {
         let expected = self.unseen + self.held.len() as u64;
         drop(self.consumer.take());
         if self.seen > self.held.len() as u64 {
-            // There is credit left, and over AMQP 1.0 RabbitMQ may hear of its end after it has heard
-            // of what is given back: that would come here again, and go behind the rest.
+            // There is credit left, and over AMQP 1.0 RabbitMQ may hear of its end after it has
+            // heard of what is given back: that would come here again, and go behind the rest.
             sleep(STOPPING).await;
         }
         self.release();

@@ -1,5 +1,5 @@
-//! What retries and dead letters do over any broker, one function each; the targets say which broker
-//! it is.
+//! What retries and dead letters do over any broker, one function each; the targets say which
+//! broker it is.
 #![allow(dead_code)] // Each target runs a part of it.
 
 pub(crate) mod looking;

@@ -64,8 +64,8 @@ impl World {
         DeadLetters::of(transport, self.queue()).with_naming(self.naming.clone())
     }
 
-    /// Puts dead letters in place, numbered from 0, as if they had failed: the odd ones for a reason
-    /// of their own.
+    /// Puts dead letters in place, numbered from 0, as if they had failed: the odd ones for a
+    /// reason of their own.
     pub(crate) async fn bury(&self, transport: &Arc<dyn Transport>, number: u32) -> DeadLetters {
         let letters = self.letters(transport);
         let tasks = self.tasks(transport).await;
