@@ -57,6 +57,7 @@ impl<'a> Walk<'a> {
     pub(super) async fn next(&mut self) -> Result<Option<Letter>> {
         let Some(consumer) = &mut self.consumer else { return Ok(None) };
         let patience = self.letters.transport.env().deadline(PATIENCE);
+        let mut was_empty = false;
         while self.unseen > 0 && self.held.len() < self.window {
             match timeout(LOOK_AFTER, consumer.recv()).await {
                 Ok(Some(delivery)) => {
@@ -75,8 +76,9 @@ impl<'a> Walk<'a> {
                     let why = "the transport was closed on the way";
                     return Err(Error::new(ErrorKind::Closed, "dead letters", why));
                 }
-                Err(_elapsed) if !self.letters.has_more(patience).await? => break,
-                Err(_elapsed) => {}
+                // Once is not enough: the rest may be on its way here, and this process be slow.
+                Err(_elapsed) if was_empty => break,
+                Err(_elapsed) => was_empty = !self.letters.has_more(patience).await?,
             }
         }
         Ok(None)

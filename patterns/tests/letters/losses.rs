@@ -10,7 +10,7 @@ use postrider_core::ConsumerOptions;
 use postrider_patterns::{Context, DeadLetterFilter, DeadReason, RedriveOptions, RetryPolicy};
 use tokio::{sync::mpsc, time::sleep};
 
-use super::world::{Job, World, ids, one, soon};
+use super::world::{Job, World, comes_to, ids, one, soon};
 
 /// Nobody settles it, so that no policy sees it; the broker's limit does.
 pub(crate) async fn a_message_that_kills_its_process_comes_to_rest(world: World) {
@@ -80,6 +80,7 @@ pub(crate) async fn a_redrive_over_lost_connections_loses_nothing(world: World) 
         runs += 1;
         assert!(runs < 20, "each run moves some");
     }
+    comes_to(&letters, 2).await;
     let mut stayed = ids(&letters.peek(10).await.unwrap());
     stayed.sort_unstable();
     assert_eq!(stayed, [13, 113]);
