@@ -1,8 +1,8 @@
 //! Time, randomness and identity: the one place where they come from.
 
 use std::{
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
+    env, fmt, fs,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -112,6 +112,17 @@ impl Env {
         (self.random() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
+    /// The name of the machine, or of the container, that the program runs on; `unknown` where the
+    /// system does not tell. A simulation runs on `simulated`.
+    #[must_use]
+    pub fn host(&self) -> &'static str {
+        static HOST: OnceLock<String> = OnceLock::new();
+        match &self.0 {
+            Source::System => HOST.get_or_init(host_name),
+            Source::Simulated(_) => "simulated",
+        }
+    }
+
     /// A new unique id that sorts by time (UUIDv7, RFC 9562).
     #[must_use]
     pub fn new_id(&self) -> Uuid {
@@ -124,6 +135,17 @@ impl Env {
                 uuid::Builder::from_unix_timestamp_millis(millis, &bytes).into_uuid()
             }
         }
+    }
+}
+
+/// Linux tells it in a file, Windows and most shells in a variable.
+fn host_name() -> String {
+    let of_kernel = fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    let named = of_kernel.or_else(|| env::var("HOSTNAME").ok());
+    let named = named.or_else(|| env::var("COMPUTERNAME").ok()).unwrap_or_default();
+    match named.trim() {
+        "" => "unknown".to_owned(),
+        name => name.to_owned(),
     }
 }
 

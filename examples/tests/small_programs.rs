@@ -64,6 +64,23 @@ fn work_queue() {
 }
 
 #[test]
+fn dead_letters() {
+    let said = output(env!("CARGO_BIN_EXE_dead_letters"), &[]);
+    assert_eq!(
+        said,
+        "converted 100 cents to yen\n\
+         dead letter: the table of rates has no euros after 3 attempts\n\
+         dead letter: the table of rates has no euros after 3 attempts\n\
+         dead letter: there is nothing to convert after 1 attempts\n\
+         kept as a fixture: NO_RATE\n\
+         moved 2, 1 stays\n\
+         converted 200 cents to euros\n\
+         converted 300 cents to euros\n\
+         thrown away 1, left 0\n"
+    );
+}
+
+#[test]
 fn file_transfer() {
     let said = output(env!("CARGO_BIN_EXE_file_transfer"), &["--size", "3"]);
     let lines: Vec<_> = said.lines().collect();

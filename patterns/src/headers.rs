@@ -10,6 +10,8 @@ pub const ERROR_CODE: &str = "postrider-error-code";
 pub const ERROR_MESSAGE: &str = "postrider-error-message";
 /// How often a dead letter was delivered.
 pub const ATTEMPTS: &str = "postrider-attempts";
+/// The machine on which a dead letter failed the last time.
+pub const HOST: &str = "postrider-host";
 /// The queue that a dead letter comes from.
 pub const ORIGIN_QUEUE: &str = "postrider-origin-queue";
 /// The exchange that a dead letter was first published to; empty for a queue.

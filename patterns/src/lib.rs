@@ -6,7 +6,8 @@
 //! | [`pubsub`] | events for every subscription |
 //! | [`work_queue`] | tasks for one of many workers |
 //! | [`streaming`] | large payloads in chunks, to a reader or a file |
-//! | [`resilience`] | retries and dead letters |
+//! | [`resilience`] | retries, and what becomes of a message that is given up |
+//! | [`dead_letters`] | seeing, moving back and throwing away what was given up |
 //! | [`consuming`] | the consume loop under them, and how it is stopped |
 //! | [`handler`] | what a handler is given and gives back |
 //! | [`codec`] | values to bytes and back |
@@ -52,6 +53,7 @@
 
 pub mod codec;
 pub mod consuming;
+pub mod dead_letters;
 mod error;
 pub mod handler;
 pub mod headers;
@@ -66,12 +68,17 @@ pub mod work_queue;
 
 pub use codec::{Codec, CodecError, Limits};
 pub use consuming::{RunStats, Running, StopReport};
+pub use dead_letters::{
+    DeadLetterFilter, DeadLetterReport, DeadLetters, DeadMessage, DeadReason, Death, RedriveOptions,
+};
 pub use error::PublishError;
 pub use handler::{Context, ErrorClass, HandlerError, codes};
 pub use naming::Naming;
 pub use publishing::MessageId;
 pub use pubsub::{Event, EventBus, EventBusBuilder, RawEvent, Subscription, UnknownEvents};
-pub use resilience::{Decision, Jitter, RetryPolicy, dead_letter_route, dead_letter_topology};
+pub use resilience::{
+    Decision, Jitter, RetryPolicy, Tries, dead_letter_route, dead_letter_topology,
+};
 pub use rpc::{
     BatchOptions, CallHandle, CallOptions, DomainError, Gather, Gathered, InMemoryInbox, Inbox,
     ReplyStream, Request, RpcClient, RpcClientBuilder, RpcClientStats, RpcError, RpcServer,

@@ -30,6 +30,11 @@ const ATTEMPTS_HEADER: &str = "postrider-attempt";
 /// The header with the failures before a delayed retry.
 const FAILURES_HEADER: &str = "postrider-failures";
 
+/// The annotation with the time, in milliseconds of the epoch, when a quorum queue delivers a
+/// message again: "Delayed Retry" of RabbitMQ 4.3's documentation on quorum queues. The message keeps
+/// it ever after, over either protocol, so that whoever reads one takes it off.
+pub const DELIVERY_TIME: &str = "x-opt-delivery-time";
+
 /// The longest delay of a retry; longer ones are cut to it.
 pub const LONGEST: Duration = Duration::from_secs(47 * 24 * 60 * 60);
 

@@ -45,6 +45,7 @@ pub(crate) fn read(
     // A dead letter may bring the counts of the queue it comes from.
     let (failures, acquired) = if delivery.redelivered { (failures, acquired) } else { (0, 0) };
     let offset = is_stream.then(|| properties::take_offset(headers, STREAM_OFFSET)).flatten();
+    headers.remove(delay::DELIVERY_TIME);
     let earlier = delay::take_counts(headers);
     delay::hide_deaths(headers);
     let here = acquired.max(failures).max(u32::from(delivery.redelivered));

@@ -228,6 +228,7 @@ pub(crate) fn read(
         false => Address::exchange(exchange, routing_key),
     };
     headers.remove(PUBLISH_ID_HEADER);
+    headers.remove(delay::DELIVERY_TIME);
     message.causation_id = take_text(&mut headers, CAUSATION_ID_HEADER);
     message.key = take_text(&mut headers, KEY_HEADER);
     let deadline = headers.get(DEADLINE_HEADER).and_then(HeaderValue::as_int);

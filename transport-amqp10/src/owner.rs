@@ -13,6 +13,7 @@ use fe2o3_amqp_types::{
 };
 use futures_util::FutureExt;
 use postrider_core::{DeliveryInfo, Error, ErrorKind, Result, Settlement};
+use postrider_rabbitmq::delay::DELIVERY_TIME;
 use tokio::{
     task::JoinSet,
     time::{Instant, timeout},
@@ -43,10 +44,6 @@ const STRAGGLERS: Duration = Duration::from_millis(50);
 
 /// How long ending a link may take.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// The annotation with the time, in milliseconds of the epoch, when a quorum queue delivers a
-/// message again: "Delayed Retry" of RabbitMQ 4.3's documentation on quorum queues.
-const DELIVERY_TIME: &str = "x-opt-delivery-time";
 
 /// Why a stay is over.
 enum Over {

@@ -8,11 +8,15 @@ use postrider_core::{
 use tokio::{
     sync::{Semaphore, watch},
     task::JoinSet,
+    time::sleep,
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{Count, Counters, Running, running::State};
-use crate::{handler::HandlerError, resilience::DeadLetters};
+use crate::{handler::HandlerError, resilience::Keeper};
+
+/// How long a message is held that the transport takes no copy of, before it is tried again.
+const PAUSE_BEFORE_RETRY: Duration = Duration::from_secs(1);
 
 /// What is to be done with a message.
 #[derive(Debug)]
@@ -38,11 +42,12 @@ pub(crate) trait Process: Send + Sync + 'static {
 pub(crate) struct Settings {
     pub(crate) concurrency: usize,
     pub(crate) prefetch: Option<u16>,
+    pub(crate) handler_timeout: Option<Duration>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { concurrency: 16, prefetch: None }
+        Self { concurrency: 16, prefetch: None, handler_timeout: None }
     }
 }
 
@@ -63,21 +68,21 @@ impl Settings {
     }
 
     pub(crate) fn check(self) -> Result<()> {
-        if (1..=Semaphore::MAX_PERMITS).contains(&self.concurrency) {
-            return Ok(());
+        let refuse = |why| Err(Error::new(ErrorKind::Invalid, "start", why));
+        if !(1..=Semaphore::MAX_PERMITS).contains(&self.concurrency) {
+            return refuse("a concurrency of 0 would handle nothing; it is 1 or more");
         }
-        Err(Error::new(
-            ErrorKind::Invalid,
-            "start",
-            "a concurrency of 0 would handle nothing; it is 1 or more",
-        ))
+        if self.handler_timeout.is_some_and(|limit| limit.is_zero()) {
+            return refuse("a handler timeout of 0 would fail every message; leave it out");
+        }
+        Ok(())
     }
 }
 
 /// A consume loop to be started.
 pub(crate) struct Runner<P> {
     pub(crate) process: P,
-    pub(crate) dead_letters: DeadLetters,
+    pub(crate) keeper: Keeper,
     pub(crate) settings: Settings,
     pub(crate) counters: Arc<Counters>,
 }
@@ -184,18 +189,16 @@ impl<P: Process> InHand<P> {
             Disposition::Retry(after) => self.retry(after),
             Disposition::Release => drop(self),
             Disposition::DeadLetter(error) => {
-                match runner.dead_letters.keep(&envelope, &info, &error).await {
+                match runner.keeper.keep(&envelope, &info, &error).await {
                     Ok(()) => {
                         tracing::error!(queue = %info.queue, %error, "message dead-lettered");
                         self.settle(Count::DeadLettered, Delivery::ack);
                     }
-                    Err(failed) => {
-                        tracing::error!(
-                            queue = %info.queue, %error, %failed,
-                            "message could not be dead-lettered; it is tried again"
-                        );
-                        let after = runner.dead_letters.retry_after();
-                        self.retry(after);
+                    Err(closed) if closed.kind() == ErrorKind::Closed => drop(self),
+                    // The broker itself dead-letters it at the delivery limit, without the reason.
+                    Err(_refused) => {
+                        sleep(PAUSE_BEFORE_RETRY).await;
+                        self.retry(Duration::ZERO);
                     }
                 }
             }
@@ -247,7 +250,9 @@ mod tests {
 
     #[test]
     fn prefetch_follows_concurrency() {
-        let prefetch = |concurrency, prefetch| Settings { concurrency, prefetch }.prefetch();
+        let prefetch = |concurrency, prefetch| {
+            Settings { concurrency, prefetch, ..Settings::default() }.prefetch()
+        };
         assert_eq!(prefetch(1, None), 3);
         assert_eq!(prefetch(16, None), 48);
         assert_eq!(prefetch(600, None), 1_000);

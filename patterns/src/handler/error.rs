@@ -13,7 +13,7 @@ use crate::{
 /// What kind of failure it is, as far as somebody must act on it.
 ///
 /// Its text form stands on the wire and does not change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 #[non_exhaustive]
 pub enum ErrorClass {
@@ -208,6 +208,11 @@ impl HandlerError {
 
     pub(crate) fn panicked(message: &str) -> Self {
         Self::internal(format!("the handler panicked: {message}")).with_code(codes::PANIC)
+    }
+
+    pub(crate) fn timed_out(limit: Duration) -> Self {
+        let message = format!("the handler did not end within {limit:?}");
+        Self::new(ErrorClass::DeadlineExceeded, message).with_code(codes::HANDLER_TIMEOUT)
     }
 
     /// Replaces the code.

@@ -43,4 +43,6 @@ pub mod codes {
     pub const UNKNOWN_EVENT: &str = "UNKNOWN_EVENT";
     /// A handler panicked.
     pub const PANIC: &str = "PANIC";
+    /// A handler did not end within its time.
+    pub const HANDLER_TIMEOUT: &str = "HANDLER_TIMEOUT";
 }

@@ -18,7 +18,7 @@ use crate::{
     handler::Context,
     naming::Naming,
     publishing::{MessageId, publish_each, stored_or_unwanted},
-    resilience::{By, DeadLetters, Retrying, dead_letter_route, dead_letter_topology},
+    resilience::{By, Keeper, Retrying, dead_letter_route, dead_letter_topology},
     wire_time,
 };
 
@@ -213,7 +213,7 @@ impl Inner {
         }
         self.transport.declare(&topology).await?;
         let runner = Runner {
-            dead_letters: DeadLetters::new(
+            keeper: Keeper::new(
                 &self.transport,
                 Arc::clone(&self.publisher),
                 &self.naming,
@@ -225,7 +225,12 @@ impl Inner {
                 handlers: subscription.handlers,
                 unknown: subscription.unknown,
                 limits: subscription.limits,
-                retrying: Retrying::new(subscription.retry, env.clone(), by),
+                retrying: Retrying::new(
+                    subscription.retry,
+                    env.clone(),
+                    by,
+                    subscription.settings.handler_timeout,
+                ),
                 env: env.clone(),
             },
         };

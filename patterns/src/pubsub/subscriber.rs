@@ -38,9 +38,11 @@ impl Process for Subscriber {
         if !self.handlers.iter().any(|handler| handler.takes(event.event_type())) {
             return self.unknown(&event);
         }
-        let context =
-            Context::new(Arc::clone(envelope), info.clone(), self.env.clone(), cancellation);
-        let attempt = || catch_panic(self.handle(event.clone(), context.clone()));
+        let attempt = |given_up: &CancellationToken| {
+            let (envelope, info) = (Arc::clone(envelope), info.clone());
+            let context = Context::new(envelope, info, self.env.clone(), given_up);
+            catch_panic(self.handle(event.clone(), context))
+        };
         self.retrying.run(info, cancellation, attempt).await
     }
 }

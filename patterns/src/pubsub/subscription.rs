@@ -1,4 +1,4 @@
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use postrider_core::Queue;
@@ -147,6 +147,17 @@ impl Subscription {
     /// concurrency, at most 1,000.
     pub fn prefetch(mut self, events: u16) -> Self {
         self.settings.prefetch = Some(events);
+        self
+    }
+
+    /// How long a handler may take with one event. When the time is over the handler is given up at
+    /// its await, its [`Context::cancellation`] tells what it started elsewhere, and the event has
+    /// failed with the class [`DeadlineExceeded`](crate::ErrorClass::DeadlineExceeded) and the code
+    /// [`HANDLER_TIMEOUT`](crate::codes::HANDLER_TIMEOUT). A handler that holds its thread cannot be
+    /// given up. Default: as long as it takes, though RabbitMQ itself takes a message back after its
+    /// consumer timeout, 30 minutes unless it is set otherwise.
+    pub fn handler_timeout(mut self, limit: Duration) -> Self {
+        self.settings.handler_timeout = Some(limit);
         self
     }
 

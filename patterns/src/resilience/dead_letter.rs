@@ -1,14 +1,19 @@
 use std::{sync::Arc, time::Duration};
 
 use postrider_core::{
-    Address, Binding, DeadLetter, Delay, DeliveryInfo, Env, Envelope, Exchange, Publisher,
+    Address, Binding, DeadLetter, DeliveryInfo, Envelope, ErrorKind, Exchange, Publisher,
     PublisherExt, Queue, Result, Topology, Transport,
 };
+use tokio::time::sleep;
 
 use crate::{handler::HandlerError, headers, naming::Naming, wire_time};
 
 /// The longest error message that a dead letter carries, in bytes; headers must stay small.
 const MAX_MESSAGE_BYTES: usize = 2_000;
+
+/// How long a message that could not be kept is held before the next try, at first and at most.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// The exchange, the queue and the binding that keep the dead letters of `queue`.
 ///
@@ -31,63 +36,83 @@ pub fn dead_letter_route(naming: &Naming, queue: &str) -> DeadLetter {
 
 /// Keeps the dead letters of one queue.
 #[derive(Debug, Clone)]
-pub(crate) struct DeadLetters {
+pub(crate) struct Keeper {
+    transport: Arc<dyn Transport>,
     publisher: Arc<dyn Publisher>,
-    env: Env,
+    topology: Topology,
     exchange: String,
     key: String,
-    retry_after: Duration,
 }
 
-impl DeadLetters {
+impl Keeper {
     pub(crate) fn new(
         transport: &Arc<dyn Transport>,
         publisher: Arc<dyn Publisher>,
         naming: &Naming,
         queue: &str,
     ) -> Self {
-        // Without means to delay, trying again at once is what is left.
-        let retry_after = match transport.capabilities().delayed_retry {
-            Delay::None => Duration::ZERO,
-            _ => Duration::from_secs(1),
-        };
         Self {
+            transport: Arc::clone(transport),
             publisher,
-            env: transport.env().clone(),
+            topology: dead_letter_topology(naming, queue),
             exchange: naming.dead_letter_exchange(),
             key: naming.dead_letter_queue(queue),
-            retry_after,
         }
     }
 
-    /// When a message that could not be kept is tried again.
-    pub(crate) fn retry_after(&self) -> Duration {
-        self.retry_after
-    }
-
     /// Publishes a copy with the reason beside it and waits until the broker has it. The original
-    /// is settled only after that, so a failure here loses nothing.
+    /// is settled only after that.
+    ///
+    /// It tries until it succeeds, and declares the queue of dead letters again where somebody
+    /// deleted it. Dropped, it may have published.
+    ///
+    /// # Errors
+    ///
+    /// Those that waiting does not help against: the transport was closed, or it does not take the
+    /// copy.
     pub(crate) async fn keep(
         &self,
         envelope: &Envelope,
         info: &DeliveryInfo,
         error: &HandlerError,
     ) -> Result<()> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let letter = self.letter(envelope, info, error);
+            let Err(failed) = self.publisher.publish(letter).await else { return Ok(()) };
+            tracing::error!(
+                queue = %info.queue, %error, %failed, "message could not be dead-lettered"
+            );
+            let is_missing = matches!(failed.kind(), ErrorKind::Unroutable | ErrorKind::Rejected);
+            if !is_missing && !failed.is_retryable() {
+                return Err(failed);
+            }
+            if is_missing && let Err(failed) = self.transport.declare(&self.topology).await {
+                tracing::error!(queue = %info.queue, %failed, "no queue for its dead letters");
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    fn letter(&self, envelope: &Envelope, info: &DeliveryInfo, error: &HandlerError) -> Envelope {
         let address = Address::exchange(self.exchange.clone(), self.key.clone());
         let mut message = envelope.message.clone();
         // A dead letter waits for a person.
         message.ttl = None;
         message.durable = true;
+        let env = self.transport.env();
         let note = &mut message.headers;
         note.set(headers::ERROR_CLASS, error.class().as_str());
         note.set(headers::ERROR_CODE, error.code().to_owned());
         note.set(headers::ERROR_MESSAGE, shorten(error.message()).to_owned());
         note.set(headers::ATTEMPTS, i64::from(info.attempt));
+        note.set(headers::HOST, env.host());
         note.set(headers::ORIGIN_QUEUE, info.queue.to_string());
         note.set(headers::ORIGIN_EXCHANGE, envelope.address.exchange_name().to_owned());
         note.set(headers::ORIGIN_KEY, envelope.address.routing_key().to_owned());
-        note.set(headers::DEAD_LETTERED_AT, wire_time::text(self.env.timestamp()));
-        self.publisher.publish(Envelope::new(address, message)).await
+        note.set(headers::DEAD_LETTERED_AT, wire_time::text(env.timestamp()));
+        Envelope::new(address, message)
     }
 }
 

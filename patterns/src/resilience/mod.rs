@@ -10,7 +10,7 @@
 //!
 //! ```
 //! use std::time::Duration;
-//! use postrider_patterns::{Decision, ErrorClass, HandlerError, RetryPolicy};
+//! use postrider_patterns::{Decision, ErrorClass, HandlerError, RetryPolicy, Tries};
 //!
 //! let policy = RetryPolicy::default();
 //! let busy = HandlerError::transient("the database is restarting");
@@ -26,7 +26,7 @@ mod dead_letter;
 mod retry;
 mod retrying;
 
-pub(crate) use dead_letter::{DeadLetters, shorten};
+pub(crate) use dead_letter::{Keeper, shorten};
 pub use dead_letter::{dead_letter_route, dead_letter_topology};
-pub use retry::{Decision, Jitter, RetryPolicy};
+pub use retry::{Decision, Jitter, RetryPolicy, Tries};
 pub(crate) use retrying::{By, Retrying};

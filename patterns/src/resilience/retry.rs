@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use postrider_core::{Capabilities, Delay, Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
@@ -22,6 +22,24 @@ use crate::handler::{ErrorClass, HandlerError};
 ///     .with_delay(Duration::from_secs(60), 1.0, Duration::from_secs(60));
 /// assert_eq!(policy.max_retries(), 10);
 /// ```
+///
+/// # Example: classes of their own, from a file of settings
+///
+/// ```
+/// use postrider_patterns::{ErrorClass, RetryPolicy, Tries};
+///
+/// let policy: RetryPolicy = serde_json::from_str(
+///     r#"{"classes": {
+///         "UNAVAILABLE": {"immediate": 0, "delayed": 12},
+///         "INTERNAL": {"immediate": 0, "delayed": 0},
+///         "NOT_FOUND": {"immediate": 0, "delayed": 2}
+///     }}"#,
+/// )?;
+/// assert_eq!(policy.tries(ErrorClass::Internal), Tries::NONE);
+/// assert_eq!(policy.tries(ErrorClass::Transient), Tries::new(3, 5));
+/// assert_eq!(policy.max_retries(), 12);
+/// # Ok::<(), serde_json::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
@@ -40,6 +58,36 @@ pub struct RetryPolicy {
     pub max_delay: Duration,
     /// How delays are spread. Default: full.
     pub jitter: Jitter,
+    /// How often failures of a class are tried again, where that is another number than
+    /// [`immediate`](Self::immediate) and [`delayed`](Self::delayed). A class that is not here and
+    /// is not [retryable](ErrorClass::is_retryable) is dead-lettered at once. Default: none.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub classes: BTreeMap<ErrorClass, Tries>,
+}
+
+/// How often a message is tried again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tries {
+    /// How many times at once.
+    pub immediate: u32,
+    /// How many times after that with a delay.
+    pub delayed: u32,
+}
+
+impl Tries {
+    /// Not at all: it is dead-lettered.
+    pub const NONE: Self = Self::new(0, 0);
+
+    /// So many at once, so many with a delay.
+    #[must_use]
+    pub const fn new(immediate: u32, delayed: u32) -> Self {
+        Self { immediate, delayed }
+    }
+
+    const fn total(self) -> u32 {
+        self.immediate.saturating_add(self.delayed)
+    }
 }
 
 /// How delays are spread, so that what failed together does not come again together.
@@ -75,6 +123,7 @@ impl Default for RetryPolicy {
             factor: 2.0,
             max_delay: Duration::from_secs(300),
             jitter: Jitter::Full,
+            classes: BTreeMap::new(),
         }
     }
 }
@@ -117,27 +166,46 @@ impl RetryPolicy {
         self
     }
 
-    /// How many times a message is tried again at most.
+    /// Sets how often failures of one class are tried again; see [`classes`](Self::classes).
     #[must_use]
-    pub const fn max_retries(&self) -> u32 {
-        self.immediate.saturating_add(self.delayed)
+    pub fn with_class(mut self, class: ErrorClass, tries: Tries) -> Self {
+        self.classes.insert(class, tries);
+        self
+    }
+
+    /// How often failures of `class` are tried again.
+    #[must_use]
+    pub fn tries(&self, class: ErrorClass) -> Tries {
+        match self.classes.get(&class) {
+            Some(tries) => *tries,
+            None if class.is_retryable() => Tries::new(self.immediate, self.delayed),
+            None => Tries::NONE,
+        }
+    }
+
+    /// How many times a message is tried again at most, whatever it fails with.
+    #[must_use]
+    pub fn max_retries(&self) -> u32 {
+        let of_all = Tries::new(self.immediate, self.delayed).total();
+        self.classes.values().map(|tries| tries.total()).fold(of_all, u32::max)
     }
 
     /// What becomes of a message that failed with `error` after it had failed `failures_so_far`
-    /// times before. `random` is uniform in `0.0..1.0`.
+    /// times before, for whatever reason. `random` is uniform in `0.0..1.0`.
     #[must_use]
     pub fn decide(&self, error: &HandlerError, failures_so_far: u32, random: f64) -> Decision {
-        if !error.class().is_retryable() || failures_so_far >= self.max_retries() {
+        let tries = self.tries(error.class());
+        if failures_so_far >= tries.total() {
             return Decision::DeadLetter;
         }
         // Whoever is overloaded is not asked again at once.
-        let at_once = failures_so_far < self.immediate
+        let at_once = failures_so_far < tries.immediate
             && error.class() != ErrorClass::Throttled
             && error.retry_after().is_none();
         if at_once {
             return Decision::RetryNow;
         }
-        let backoff = self.backoff(failures_so_far.saturating_sub(self.immediate));
+        let backoff = self.backoff(failures_so_far.saturating_sub(tries.immediate));
         let spread = match self.jitter {
             Jitter::None => backoff,
             Jitter::Full => backoff.mul_f64(random.clamp(0.0, 1.0)),
@@ -176,7 +244,8 @@ impl RetryPolicy {
                 ),
             );
         }
-        if self.delayed > 0 && capabilities.delayed_retry == Delay::None {
+        let is_delayed = self.delayed > 0 || self.classes.values().any(|tries| tries.delayed > 0);
+        if is_delayed && capabilities.delayed_retry == Delay::None {
             return refuse(
                 ErrorKind::Unsupported,
                 "this broker cannot delay a retry; set the policy's delayed tries to 0".to_owned(),
@@ -201,106 +270,4 @@ mod millis {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::{prop_assert, proptest};
-
-    use super::*;
-
-    fn decisions(policy: &RetryPolicy, error: &HandlerError) -> Vec<Decision> {
-        (0..=policy.max_retries()).map(|failures| policy.decide(error, failures, 0.5)).collect()
-    }
-
-    #[test]
-    fn the_default_tries_at_once_then_with_growing_delays_then_gives_up() {
-        let policy = RetryPolicy::default().with_jitter(Jitter::None);
-        let after = |seconds| Decision::RetryAfter(Duration::from_secs(seconds));
-        let now = Decision::RetryNow;
-        assert_eq!(
-            decisions(&policy, &HandlerError::transient("busy")),
-            [
-                now,
-                now,
-                now,
-                after(1),
-                after(2),
-                after(4),
-                after(8),
-                after(16),
-                Decision::DeadLetter
-            ]
-        );
-    }
-
-    #[test]
-    fn each_class_has_its_way() {
-        let policy = RetryPolicy::default();
-        for class in ErrorClass::ALL {
-            let decision = policy.decide(&HandlerError::new(class, ""), 0, 0.0);
-            let expected = match class {
-                ErrorClass::Throttled => Decision::RetryAfter(Duration::ZERO),
-                class if class.is_retryable() => Decision::RetryNow,
-                _ => Decision::DeadLetter,
-            };
-            assert_eq!(decision, expected, "{class}");
-        }
-    }
-
-    #[test]
-    fn whoever_is_overloaded_says_when() {
-        let policy = RetryPolicy::default();
-        let throttled = HandlerError::throttled("full", Duration::from_secs(7));
-        let after = Decision::RetryAfter(Duration::from_secs(7));
-        assert_eq!(policy.decide(&throttled, 0, 0.9), after);
-    }
-
-    #[test]
-    fn a_policy_is_data() {
-        let policy: RetryPolicy =
-            serde_json::from_str(r#"{"delayed": 2, "first_delay_ms": 250}"#).unwrap();
-        assert_eq!(policy.immediate, 3);
-        assert_eq!(policy.first_delay, Duration::from_millis(250));
-        let json = serde_json::to_string(&policy).unwrap();
-        assert_eq!(serde_json::from_str::<RetryPolicy>(&json).unwrap(), policy);
-        assert!(serde_json::from_str::<RetryPolicy>(r#"{"dealyed": 2}"#).is_err());
-    }
-
-    #[test]
-    fn a_policy_that_cannot_be_carried_out_is_refused() {
-        let mut capabilities = Capabilities::minimal();
-        let kind = |policy: RetryPolicy, limit, capabilities: &Capabilities| {
-            policy.check(limit, capabilities).err().map(|error| error.kind())
-        };
-        let default = RetryPolicy::default();
-        assert_eq!(kind(default.clone(), 20, &capabilities), Some(ErrorKind::Unsupported));
-        capabilities.delayed_retry = Delay::Native;
-        assert_eq!(kind(default.clone(), 20, &capabilities), None);
-        assert_eq!(kind(default.clone(), 8, &capabilities), Some(ErrorKind::Invalid));
-        let shrinking = default.with_delay(Duration::ZERO, 0.5, Duration::ZERO);
-        assert_eq!(kind(shrinking, 20, &capabilities), Some(ErrorKind::Invalid));
-    }
-
-    proptest! {
-        #[test]
-        fn every_policy_ends_and_keeps_its_bounds(
-            immediate in 0_u32..10, delayed in 0_u32..2_000, first in 0_u64..100_000,
-            factor in 1.0_f64..100.0, longest in 0_u64..1_000_000, random in 0.0_f64..1.0,
-        ) {
-            let longest = Duration::from_millis(longest);
-            let policy = RetryPolicy::default()
-                .with_immediate(immediate)
-                .with_delayed(delayed)
-                .with_delay(Duration::from_millis(first), factor, longest);
-            let error = HandlerError::transient("");
-            for failures in 0..policy.max_retries() {
-                let in_bounds = match policy.decide(&error, failures, random) {
-                    Decision::RetryNow => failures < immediate,
-                    Decision::RetryAfter(delay) => failures >= immediate && delay <= longest,
-                    _ => false,
-                };
-                prop_assert!(in_bounds);
-            }
-            let last = policy.decide(&error, policy.max_retries(), random);
-            prop_assert!(last == Decision::DeadLetter);
-        }
-    }
-}
+mod tests;

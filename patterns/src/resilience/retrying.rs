@@ -1,4 +1,7 @@
+use std::time::Duration;
+
 use postrider_core::{DeliveryInfo, Env};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::{Decision, RetryPolicy};
@@ -13,6 +16,7 @@ pub(crate) struct Retrying {
     policy: RetryPolicy,
     env: Env,
     by: By,
+    handler_timeout: Option<Duration>,
 }
 
 /// Who keeps a message until its next try, and counts its failures.
@@ -25,17 +29,25 @@ pub(crate) enum By {
 }
 
 impl Retrying {
-    pub(crate) fn new(policy: RetryPolicy, env: Env, by: By) -> Self {
-        Self { policy, env, by }
+    pub(crate) fn new(
+        policy: RetryPolicy,
+        env: Env,
+        by: By,
+        handler_timeout: Option<Duration>,
+    ) -> Self {
+        Self { policy, env, by, handler_timeout }
     }
 
     /// Runs a handler, once or as often as the policy says, and tells what becomes of the message.
-    /// A handler that was given up and says that it was called off has not failed.
+    /// `attempt` is given what tells the handler that it is given up.
+    ///
+    /// A handler that was given up and says that it was called off has not failed; one that did not
+    /// end in its time has.
     pub(crate) async fn run<F>(
         &self,
         info: &DeliveryInfo,
         cancellation: &CancellationToken,
-        attempt: impl Fn() -> F,
+        attempt: impl Fn(&CancellationToken) -> F,
     ) -> Disposition
     where
         F: Future<Output = Result<(), HandlerError>>,
@@ -45,7 +57,7 @@ impl Retrying {
             By::Process => 0,
         };
         loop {
-            let Err(error) = attempt().await else {
+            let Err(error) = self.within_time(cancellation, &attempt).await else {
                 return Disposition::Ack;
             };
             if error.class() == ErrorClass::Cancelled && cancellation.is_cancelled() {
@@ -54,7 +66,7 @@ impl Retrying {
             let decision = self.policy.decide(&error, failures, self.env.random_unit());
             tracing::warn!(queue = %info.queue, %error, failures, ?decision, "a handler failed");
             let after = match decision {
-                Decision::RetryNow => std::time::Duration::ZERO,
+                Decision::RetryNow => Duration::ZERO,
                 Decision::RetryAfter(after) => after,
                 Decision::DeadLetter => return Disposition::DeadLetter(error),
             };
@@ -64,5 +76,23 @@ impl Retrying {
             failures += 1;
             tokio::time::sleep(after).await;
         }
+    }
+    /// One attempt, which is dropped and told so when its time is over.
+    async fn within_time<F>(
+        &self,
+        cancellation: &CancellationToken,
+        attempt: &impl Fn(&CancellationToken) -> F,
+    ) -> Result<(), HandlerError>
+    where
+        F: Future<Output = Result<(), HandlerError>>,
+    {
+        let Some(limit) = self.handler_timeout else {
+            return attempt(cancellation).await;
+        };
+        let given_up = cancellation.child_token();
+        timeout(limit, attempt(&given_up)).await.unwrap_or_else(|_elapsed| {
+            given_up.cancel();
+            Err(HandlerError::timed_out(limit))
+        })
     }
 }

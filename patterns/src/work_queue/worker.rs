@@ -1,4 +1,4 @@
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use postrider_core::{
@@ -12,7 +12,7 @@ use crate::{
     consuming::{Counters, Disposition, Process, Runner, Running, Settings, catch_panic},
     handler::{Context, HandlerError, codes},
     naming::Naming,
-    resilience::{By, DeadLetters, RetryPolicy, Retrying},
+    resilience::{By, Keeper, RetryPolicy, Retrying},
 };
 
 type Handler = Arc<
@@ -88,6 +88,17 @@ impl Worker {
         self
     }
 
+    /// How long a handler may take with one task. When the time is over the handler is given up at
+    /// its await, its [`Context::cancellation`] tells what it started elsewhere, and the task has
+    /// failed with the class [`DeadlineExceeded`](crate::ErrorClass::DeadlineExceeded) and the code
+    /// [`HANDLER_TIMEOUT`](crate::codes::HANDLER_TIMEOUT). A handler that holds its thread cannot be
+    /// given up. Default: as long as it takes, though RabbitMQ itself takes a message back after its
+    /// consumer timeout, 30 minutes unless it is set otherwise.
+    pub fn handler_timeout(mut self, limit: Duration) -> Self {
+        self.settings.handler_timeout = Some(limit);
+        self
+    }
+
     /// When failed tasks are tried again. Default: [`RetryPolicy::default`].
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.retry = policy;
@@ -141,13 +152,18 @@ impl Worker {
         let publisher = transport.publisher(PublisherOptions::default()).await?;
         let env = transport.env().clone();
         let runner = Runner {
-            dead_letters: DeadLetters::new(transport, publisher, &self.naming, &queue),
+            keeper: Keeper::new(transport, publisher, &self.naming, &queue),
             settings: self.settings,
             counters: Arc::new(Counters::default()),
             process: Work {
                 handlers: self.handlers,
                 limits: self.limits,
-                retrying: Retrying::new(self.retry, env.clone(), By::Broker),
+                retrying: Retrying::new(
+                    self.retry,
+                    env.clone(),
+                    By::Broker,
+                    self.settings.handler_timeout,
+                ),
                 env,
             },
         };
@@ -191,10 +207,10 @@ impl Process for Work {
                     .with_code(codes::UNKNOWN_TASK),
             );
         };
-        let context =
-            Context::new(Arc::clone(envelope), info.clone(), self.env.clone(), cancellation);
-        let attempt = || {
-            let (handler, limits, context) = (Arc::clone(handler), self.limits, context.clone());
+        let attempt = |given_up: &CancellationToken| {
+            let (envelope, info) = (Arc::clone(envelope), info.clone());
+            let context = Context::new(envelope, info, self.env.clone(), given_up);
+            let (handler, limits) = (Arc::clone(handler), self.limits);
             catch_panic(async move { handler(codec, limits, context).await })
         };
         self.retrying.run(info, cancellation, attempt).await

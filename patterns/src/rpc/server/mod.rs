@@ -33,7 +33,7 @@ use crate::{
     consuming::{Counters, Runner, Running, Settings},
     handler::{Context, HandlerError},
     naming::Naming,
-    resilience::{DeadLetters, dead_letter_topology},
+    resilience::{Keeper, dead_letter_topology},
 };
 
 /// How long the request queue outlives the last server of its service.
@@ -281,7 +281,7 @@ impl RpcServer {
         let ended = CancellationToken::new();
         let (until, listen) = (ended.clone(), calls::listen(control, Arc::clone(&calls)));
         tokio::spawn(async move { until.run_until_cancelled_owned(listen).await });
-        let dead_letters = DeadLetters::new(transport, publisher.clone(), &self.naming, &queue);
+        let keeper = Keeper::new(transport, publisher.clone(), &self.naming, &queue);
         let replies = Replies {
             transport: Arc::clone(transport),
             publisher,
@@ -300,7 +300,7 @@ impl RpcServer {
             clock_tolerance: self.clock_tolerance,
             _listening: ended.drop_guard(),
         };
-        let runner = Runner { process, dead_letters, settings: self.settings, counters };
+        let runner = Runner { process, keeper, settings: self.settings, counters };
         Ok(runner.run(Consumer::new(stream::select(to_one, to_all)), &queue))
     }
 

@@ -1,0 +1,216 @@
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use postrider_core::{
+    Address, Confirm, Envelope, Error, ErrorKind, Publisher, PublisherOptions, Result,
+};
+use tokio::time::{Instant, sleep_until};
+
+use super::{
+    DeadLetterFilter, DeadLetters, DeadMessage,
+    walk::{Letter, Walk},
+};
+
+/// How many publishes may be without a verdict at once.
+const UNDER_WAY: usize = 64;
+
+/// How dead letters are published again.
+///
+/// # Example: ten a second, to another queue
+///
+/// ```
+/// use postrider_core::Address;
+/// use postrider_patterns::RedriveOptions;
+///
+/// let options =
+///     RedriveOptions::default().with_rate(10).with_address(Address::queue("orders.repaired"));
+/// assert_eq!(options.per_second, Some(10));
+/// ```
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct RedriveOptions {
+    /// Where they go. Default: each to the queue that it was given up in, and to no other
+    /// subscriber of what it once was published to.
+    pub address: Option<Address>,
+    /// How many a second at most. Default: as fast as it goes.
+    pub per_second: Option<u32>,
+    /// How many are moved at most. Default: all that match.
+    pub most: Option<u64>,
+}
+
+impl RedriveOptions {
+    /// Sets [`address`](Self::address).
+    #[must_use]
+    pub fn with_address(mut self, address: Address) -> Self {
+        self.address = Some(address);
+        self
+    }
+
+    /// Sets [`per_second`](Self::per_second).
+    #[must_use]
+    pub const fn with_rate(mut self, per_second: u32) -> Self {
+        self.per_second = Some(per_second);
+        self
+    }
+
+    /// Sets [`most`](Self::most).
+    #[must_use]
+    pub const fn with_most(mut self, letters: u64) -> Self {
+        self.most = Some(letters);
+        self
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        if self.per_second == Some(0) {
+            let why = "at a rate of 0 a second nothing would be moved";
+            return Err(Error::new(ErrorKind::Invalid, "redrive", why));
+        }
+        self.address.as_ref().map_or(Ok(()), |address| address.check("redrive"))
+    }
+}
+
+/// What became of the dead letters that were there when a run began.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+#[must_use = "it says what failed, and what was not seen"]
+pub struct DeadLetterReport {
+    /// How many were moved, or thrown away.
+    pub done: u64,
+    /// How many did not match, and stay.
+    pub stayed: u64,
+    /// How many could not be published, and stay.
+    pub failed: u64,
+    /// How many were not looked at: there were enough, somebody else had them, or so many stay that
+    /// there was no room for more. After a lost connection there may be more: one that comes twice
+    /// takes the place of another.
+    pub unseen: u64,
+    /// Why the first of the failed ones could not be published.
+    pub failure: Option<Error>,
+}
+
+/// A run that moves dead letters.
+///
+/// The order of the fields is the order in which they are dropped: what is under way goes back when
+/// the consumer is gone.
+pub(super) struct Redriving<'a> {
+    walk: Walk<'a>,
+    under_way: VecDeque<(Confirm, Letter)>,
+    publisher: Arc<dyn Publisher>,
+    options: RedriveOptions,
+    pace: Option<Pace>,
+    report: DeadLetterReport,
+}
+
+/// When the next one may go.
+#[derive(Clone, Copy)]
+struct Pace {
+    next: Instant,
+    pause: Duration,
+}
+
+impl<'a> Redriving<'a> {
+    pub(super) async fn begin(letters: &'a DeadLetters, options: RedriveOptions) -> Result<Self> {
+        let publisher = letters.transport.publisher(PublisherOptions::default()).await?;
+        let next = letters.transport.env().now();
+        let pace =
+            options.per_second.map(|rate| Pace { next, pause: Duration::from_secs(1) / rate });
+        Ok(Self {
+            walk: Walk::begin(letters, letters.window).await?,
+            under_way: VecDeque::new(),
+            publisher,
+            options,
+            pace,
+            report: DeadLetterReport::default(),
+        })
+    }
+
+    pub(super) async fn run(mut self, filter: &DeadLetterFilter) -> Result<DeadLetterReport> {
+        match self.go_through(filter).await {
+            Ok(()) => {
+                self.report.unseen = self.walk.end().await;
+                Ok(self.report)
+            }
+            Err(error) => {
+                // What was sent before is not to come twice for this.
+                while self.settle().await {}
+                Err(error.with_context("moved", self.report.done.to_string()))
+            }
+        }
+    }
+
+    async fn go_through(&mut self, filter: &DeadLetterFilter) -> Result<()> {
+        loop {
+            while self.under_way.len() >= UNDER_WAY.min(self.walk.room()) && self.settle().await {}
+            if self.has_enough() && !self.settle().await {
+                return Ok(());
+            }
+            if self.has_enough() {
+                continue;
+            }
+            let Some(letter) = self.walk.next().await? else { break };
+            let dead = DeadMessage::new(Arc::clone(letter.delivery.envelope()));
+            if filter.matches(&dead) {
+                self.send(letter, &dead).await?;
+            } else {
+                self.report.stayed += 1;
+                self.walk.stays(letter);
+            }
+        }
+        while self.settle().await {}
+        Ok(())
+    }
+
+    fn has_enough(&self) -> bool {
+        let moved = self.report.done + self.under_way.len() as u64;
+        self.options.most.is_some_and(|most| moved >= most)
+    }
+
+    async fn send(&mut self, letter: Letter, dead: &DeadMessage) -> Result<()> {
+        let home = || dead.origin_queue().map(Address::queue);
+        let Some(address) = self.options.address.clone().or_else(home) else {
+            let why = "it does not say which queue it comes from; name an address";
+            self.fails(letter, Error::new(ErrorKind::Invalid, "redrive", why));
+            return Ok(());
+        };
+        self.wait_for_its_time().await;
+        match self.publisher.send(Envelope::new(address, dead.original())).await {
+            Ok(confirm) => self.under_way.push_back((confirm, letter)),
+            Err(error) if matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Closed) => {
+                self.walk.stays(letter);
+                return Err(error);
+            }
+            Err(error) => self.fails(letter, error),
+        }
+        Ok(())
+    }
+
+    async fn wait_for_its_time(&mut self) {
+        let Some(Pace { next, pause }) = self.pace else { return };
+        // What has its verdict need not wait for the rest, where it could come twice.
+        while next > self.walk.now() && self.settle().await {}
+        sleep_until(next).await;
+        self.pace = Some(Pace { next: next.max(self.walk.now()) + pause, pause });
+    }
+
+    /// Waits for the oldest verdict and acts on it. Whether there was one to wait for.
+    async fn settle(&mut self) -> bool {
+        let Some((confirm, _)) = self.under_way.front_mut() else { return false };
+        let verdict = confirm.await;
+        if let Some((_, letter)) = self.under_way.pop_front() {
+            match verdict.into_result() {
+                Ok(()) => {
+                    letter.delivery.ack();
+                    self.report.done += 1;
+                }
+                Err(error) => self.fails(letter, error),
+            }
+        }
+        true
+    }
+
+    fn fails(&mut self, letter: Letter, error: Error) {
+        tracing::warn!(%error, "a dead letter could not be moved");
+        self.report.failed += 1;
+        self.report.failure.get_or_insert(error);
+        self.walk.stays(letter);
+    }
+}
