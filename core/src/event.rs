@@ -1,8 +1,8 @@
 //! What happens to a connection, and how it fares.
 
-use futures_util::{StreamExt, future, stream::BoxStream};
+use futures_util::{StreamExt, stream::BoxStream};
 use tokio::sync::broadcast;
-use tokio_stream::wrappers::BroadcastStream;
+use tokio_stream::wrappers::{BroadcastStream, errors::BroadcastStreamRecvError};
 
 /// Something that happened to a transport.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +45,11 @@ pub enum TransportEvent {
         /// The queue of the delivery.
         queue: String,
     },
+    /// Whoever listens did not take events in time, and the oldest are lost to it.
+    Missed {
+        /// How many.
+        events: u64,
+    },
     /// A delivery was dropped unsettled; it went back to its queue.
     Abandoned {
         /// The queue of the delivery.
@@ -53,7 +58,7 @@ pub enum TransportEvent {
 }
 
 /// Hands events to whoever listens; for transports. A listener that falls 256 events behind loses
-/// the oldest.
+/// the oldest, and is told so by [`TransportEvent::Missed`].
 #[derive(Debug, Clone)]
 pub struct EventSender(broadcast::Sender<TransportEvent>);
 
@@ -72,8 +77,9 @@ impl EventSender {
     /// The events from now on, until the last sender is gone.
     #[must_use]
     pub fn subscribe(&self) -> BoxStream<'static, TransportEvent> {
+        let missed = |BroadcastStreamRecvError::Lagged(events)| TransportEvent::Missed { events };
         BroadcastStream::new(self.0.subscribe())
-            .filter_map(|event| future::ready(event.ok()))
+            .map(move |event| event.unwrap_or_else(missed))
             .boxed()
     }
 }
@@ -134,5 +140,21 @@ impl Health {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.state == ConnectionState::Connected
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_listener_is_told_how_much_it_missed() {
+        let sender = EventSender::default();
+        let mut events = sender.subscribe();
+        for epoch in 0..300 {
+            sender.send(TransportEvent::Restored { epoch });
+        }
+        assert_eq!(events.next().await, Some(TransportEvent::Missed { events: 44 }));
+        assert_eq!(events.next().await, Some(TransportEvent::Restored { epoch: 44 }));
     }
 }

@@ -75,7 +75,7 @@ pub use error::PublishError;
 pub use handler::{Context, ErrorClass, HandlerError, codes};
 pub use naming::Naming;
 pub use publishing::MessageId;
-pub use pubsub::{Event, EventBus, EventBusBuilder, RawEvent, Subscription, UnknownEvents};
+pub use pubsub::{Event, EventBus, EventBusBuilder, Gap, RawEvent, Subscription, UnknownEvents};
 pub use resilience::{
     Decision, Jitter, RetryPolicy, Tries, dead_letter_route, dead_letter_topology,
 };

@@ -119,6 +119,57 @@ async fn instances_of_a_durable_subscription_share_and_ephemeral_ones_get_copies
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_ephemeral_subscription_is_told_of_each_gap_and_goes_on() {
+    let (one, other) = two_transports();
+    let dropping = Arc::clone(&one);
+    let (one, other): (Arc<dyn Transport>, Arc<dyn Transport>) = (one, other);
+    let (subscription, mut seen) = seeing(Subscription::ephemeral("dashboard"));
+    let (tell, mut gaps) = mpsc::channel(8);
+    let subscription = subscription.on_gap(move |gap| {
+        let tell = tell.clone();
+        async move { Ok(tell.send(gap).await?) }
+    });
+    let _running = bus(&one).await.subscribe(subscription).await.unwrap();
+    let other = bus(&other).await;
+    for order in 1..4 {
+        other.publish(&OrderCreated { order }).await.unwrap();
+        assert_eq!(seen.recv().await, Some(order));
+        assert!(gaps.try_recv().is_err(), "no gap without a loss");
+        dropping.drop_connection();
+        let gap = gaps.recv().await.unwrap();
+        assert!(!gap.cause.is_empty() && gap.restored_at >= gap.lost_at, "{gap:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_of_gaps_that_fails_is_told_of_the_next_one() {
+    let (transport, _) = two_transports();
+    let dropping = Arc::clone(&transport);
+    let transport: Arc<dyn Transport> = transport;
+    let (subscription, _seen) = seeing(Subscription::ephemeral("dashboard"));
+    let (tell, mut gaps) = mpsc::unbounded_channel();
+    let subscription = subscription.on_gap(move |gap| {
+        tell.send(gap).unwrap();
+        async { panic!("a bug in the handler") }
+    });
+    let running = bus(&transport).await.subscribe(subscription).await.unwrap();
+    for _ in 0..2 {
+        dropping.drop_connection();
+        gaps.recv().await.unwrap();
+    }
+    running.stop(SECOND).await;
+    assert!(gaps.recv().await.is_none(), "its task ends with the subscription");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_durable_subscription_that_waits_for_gaps_is_refused() {
+    let bus = bus(&transport()).await;
+    let subscription = seeing(billing()).0.on_gap(|_| async { Ok(()) });
+    let error = bus.subscribe(subscription).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failing_event_takes_the_steps_of_its_policy_and_is_kept_with_the_reason() {
     let transport = transport();
     let bus = bus(&transport).await;

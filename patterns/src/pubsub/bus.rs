@@ -1,12 +1,14 @@
-use std::sync::Arc;
+use std::{future, sync::Arc};
 
 use postrider_core::{
     Address, Binding, Envelope, Error, ErrorKind, Exchange, Message, Publisher, PublisherOptions,
     Queue, Result, Topology, Transport,
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Event, Subscription,
+    gap::{self, GapHandler},
     subscriber::Subscriber,
     subscription::Kind,
     wire::{self, EventBody, Metadata},
@@ -211,7 +213,15 @@ impl Inner {
                 topology = topology.bind(binding);
             }
         }
+        // Before there is anything to lose.
+        let events = (by == By::Process).then(|| self.transport.events());
         self.transport.declare(&topology).await?;
+        let gaps = events.map(|events| {
+            let (stop, env) = (CancellationToken::new(), env.clone());
+            let handler = subscription.on_gap.unwrap_or_else(|| logged(parked_as.clone()));
+            tokio::spawn(gap::tell(events, env, handler, stop.clone()));
+            stop.drop_guard()
+        });
         let runner = Runner {
             keeper: Keeper::new(
                 &self.transport,
@@ -232,10 +242,23 @@ impl Inner {
                     subscription.settings.handler_timeout,
                 ),
                 env: env.clone(),
+                _gaps: gaps,
             },
         };
         runner.start(&self.transport, &queue).await
     }
+}
+
+/// What is done about gaps where nothing else was asked for.
+fn logged(subscription: String) -> GapHandler {
+    Arc::new(move |gap| {
+        tracing::warn!(
+            subscription,
+            cause = gap.cause,
+            "events that were published during a lost connection did not come here"
+        );
+        Box::pin(future::ready(Ok(())))
+    })
 }
 
 fn check(subscription: &Subscription) -> Result<()> {
@@ -245,6 +268,9 @@ fn check(subscription: &Subscription) -> Result<()> {
     };
     if subscription.handlers.is_empty() {
         return refuse("a subscription without handlers would only collect events".to_owned());
+    }
+    if subscription.on_gap.is_some() && matches!(subscription.kind, Kind::Durable { .. }) {
+        return refuse("a durable subscription has no gaps to tell of".to_owned());
     }
     match subscription.handlers.iter().find(|one| !one.is_sound()) {
         Some(odd) => refuse(format!("the event type '{}' is a pattern; use on_pattern", odd.key)),

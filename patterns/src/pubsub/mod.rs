@@ -3,7 +3,7 @@
 //! An [`EventBus`] publishes typed events to a topic exchange, each under its type as the routing
 //! key. A [`Subscription`] is a service's interest in some of them. A durable one has a queue of its
 //! own that collects events while nobody is there and whose instances share the work; an ephemeral
-//! one gets its own copy of each event while it is connected. Handling is at least once; what fails
+//! one gets its own copy of each event while it is connected, and is told of each [`Gap`] it asks for. Handling is at least once; what fails
 //! is retried by policy and then kept in the dead-letter queue.
 //!
 //! # Example: an event and its subscriber
@@ -45,6 +45,7 @@
 
 mod bus;
 mod event;
+mod gap;
 mod pattern;
 mod subscriber;
 mod subscription;
@@ -52,4 +53,5 @@ mod wire;
 
 pub use bus::{EventBus, EventBusBuilder};
 pub use event::{Event, RawEvent};
+pub use gap::Gap;
 pub use subscription::{Subscription, UnknownEvents};

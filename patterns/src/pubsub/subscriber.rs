@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use postrider_core::{DeliveryInfo, Env, Envelope};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     RawEvent,
@@ -22,6 +22,8 @@ pub(super) struct Subscriber {
     pub(super) limits: Limits,
     pub(super) retrying: Retrying,
     pub(super) env: Env,
+    /// Ends the task that tells of gaps.
+    pub(super) _gaps: Option<DropGuard>,
 }
 
 impl Process for Subscriber {

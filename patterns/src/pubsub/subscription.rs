@@ -3,7 +3,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use futures_util::future::BoxFuture;
 use postrider_core::Queue;
 
-use super::{Event, RawEvent, pattern};
+use super::{Event, Gap, RawEvent, gap::GapHandler, pattern};
 use crate::{
     codec::Limits,
     consuming::Settings,
@@ -28,6 +28,7 @@ pub struct Subscription {
     pub(super) delivery_limit: u32,
     pub(super) unknown: UnknownEvents,
     pub(super) limits: Limits,
+    pub(super) on_gap: Option<GapHandler>,
 }
 
 /// Who shares the events.
@@ -77,7 +78,8 @@ impl Subscription {
     /// A subscription of this instance alone, which gets its own copy of each event while it is
     /// connected and none of those before and after.
     ///
-    /// Its retries run in the process and keep their place among the handlers at work. What fails
+    /// After a lost connection it has a new queue, without what was published meanwhile:
+    /// [`on_gap`](Self::on_gap) tells. Its retries run in the process and keep their place among the handlers at work. What fails
     /// for good is kept in the dead-letter queue of `name`.
     pub fn ephemeral(name: impl Into<String>) -> Self {
         Self::new(Kind::Ephemeral { name: name.into() })
@@ -92,6 +94,7 @@ impl Subscription {
             delivery_limit: Queue::DEFAULT_DELIVERY_LIMIT,
             unknown: UnknownEvents::default(),
             limits: Limits::default(),
+            on_gap: None,
         }
     }
 
@@ -134,6 +137,19 @@ impl Subscription {
             + 'static,
     {
         self.handlers.push(Registered { key, exact, handler: Arc::new(handler) });
+        self
+    }
+
+    /// Tells of each [`Gap`]: after a lost connection, when events come again, so that state that was
+    /// built from events can be read anew. It is called for one gap after the other, beside the
+    /// handlers of events; where it fails, that is logged. Default: gaps are logged. Ephemeral
+    /// subscriptions only: a durable one has none.
+    pub fn on_gap<F, Fut>(mut self, handler: F) -> Self
+    where
+        F: Fn(Gap) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), HandlerError>> + Send + 'static,
+    {
+        self.on_gap = Some(Arc::new(move |gap| Box::pin(handler(gap))));
         self
     }
 
