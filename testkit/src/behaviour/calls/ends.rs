@@ -356,7 +356,7 @@ async fn a_nested_call_has_less_time_than_its_parent(scene: Scene) {
         });
     let _server = service.start(server).await;
     let (caller, _connection) = service.client().await;
-    let options = within(2 * SHORT);
+    let options = within(8 * SHORT);
     let class = caller.call_named::<_, ErrorClass>(MATH, "outer", &(), options).await;
     assert_eq!(class.expect("the parent answers in time"), ErrorClass::DeadlineExceeded);
     let (outer, inner) = (logged.recv().await, logged.recv().await);
