@@ -215,7 +215,7 @@ impl Harness for RabbitMq {
     }
 
     fn time_limit(&self) -> Duration {
-        Duration::from_secs(150)
+        Duration::from_secs(300)
     }
 }
 
