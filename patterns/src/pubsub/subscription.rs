@@ -8,6 +8,7 @@ use crate::{
     codec::Limits,
     consuming::Settings,
     handler::{Context, HandlerError},
+    middleware::{Layers, Middleware},
     resilience::RetryPolicy,
 };
 
@@ -28,6 +29,7 @@ pub struct Subscription {
     pub(super) delivery_limit: u32,
     pub(super) unknown: UnknownEvents,
     pub(super) limits: Limits,
+    pub(super) layers: Layers,
 }
 
 /// Who shares the events.
@@ -92,6 +94,7 @@ impl Subscription {
             delivery_limit: Queue::DEFAULT_DELIVERY_LIMIT,
             unknown: UnknownEvents::default(),
             limits: Limits::default(),
+            layers: Layers::default(),
         }
     }
 
@@ -134,6 +137,13 @@ impl Subscription {
             + 'static,
     {
         self.handlers.push(Registered { key, exact, handler: Arc::new(handler) });
+        self
+    }
+
+    /// Puts a middleware around the handlers, within those that were added before it. Each try of
+    /// an event passes through all of them.
+    pub fn with(mut self, middleware: impl Middleware) -> Self {
+        self.layers.push(middleware);
         self
     }
 
