@@ -57,6 +57,7 @@ pub mod dead_letters;
 mod error;
 pub mod handler;
 pub mod headers;
+pub mod middleware;
 pub mod naming;
 mod publishing;
 pub mod pubsub;
@@ -73,6 +74,9 @@ pub use dead_letters::{
 };
 pub use error::PublishError;
 pub use handler::{Context, ErrorClass, HandlerError, codes};
+pub use middleware::{
+    ConcurrencyLimit, Deduplicate, InMemorySeen, Middleware, Next, Seen, SeenClaim, SeenKey,
+};
 pub use naming::Naming;
 pub use publishing::MessageId;
 pub use pubsub::{Event, EventBus, EventBusBuilder, Gap, RawEvent, Subscription, UnknownEvents};

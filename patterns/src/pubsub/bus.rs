@@ -235,6 +235,7 @@ impl Inner {
                 handlers: subscription.handlers,
                 unknown: subscription.unknown,
                 limits: subscription.limits,
+                layers: subscription.layers,
                 retrying: Retrying::new(
                     subscription.retry,
                     env.clone(),

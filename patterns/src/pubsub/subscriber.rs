@@ -13,6 +13,7 @@ use crate::{
     codec::Limits,
     consuming::{Disposition, Process, catch_panic},
     handler::{Context, HandlerError, codes},
+    middleware::Layers,
     resilience::Retrying,
 };
 
@@ -20,6 +21,7 @@ pub(super) struct Subscriber {
     pub(super) handlers: Vec<Registered>,
     pub(super) unknown: UnknownEvents,
     pub(super) limits: Limits,
+    pub(super) layers: Layers,
     pub(super) retrying: Retrying,
     pub(super) env: Env,
     /// Ends the task that tells of gaps.
@@ -40,12 +42,11 @@ impl Process for Subscriber {
         if !self.handlers.iter().any(|handler| handler.takes(event.event_type())) {
             return self.unknown(&event);
         }
-        let attempt = |given_up: &CancellationToken| {
-            let (envelope, info) = (Arc::clone(envelope), info.clone());
-            let context = Context::new(envelope, info, self.env.clone(), given_up);
-            catch_panic(self.handle(event.clone(), context))
+        let context = |given_up: &CancellationToken| {
+            Context::new(Arc::clone(envelope), info.clone(), self.env.clone(), given_up)
         };
-        self.retrying.run(info, cancellation, attempt).await
+        let attempt = |context| catch_panic(self.handle(event.clone(), context));
+        self.retrying.run(info, cancellation, &self.layers, context, attempt).await
     }
 }
 

@@ -8,6 +8,7 @@ use crate::{
     codec::Limits,
     consuming::Settings,
     handler::{Context, HandlerError},
+    middleware::{Layers, Middleware},
     resilience::RetryPolicy,
 };
 
@@ -29,6 +30,7 @@ pub struct Subscription {
     pub(super) unknown: UnknownEvents,
     pub(super) limits: Limits,
     pub(super) on_gap: Option<GapHandler>,
+    pub(super) layers: Layers,
 }
 
 /// Who shares the events.
@@ -95,6 +97,7 @@ impl Subscription {
             unknown: UnknownEvents::default(),
             limits: Limits::default(),
             on_gap: None,
+            layers: Layers::default(),
         }
     }
 
@@ -150,6 +153,13 @@ impl Subscription {
         Fut: Future<Output = Result<(), HandlerError>> + Send + 'static,
     {
         self.on_gap = Some(Arc::new(move |gap| Box::pin(handler(gap))));
+        self
+    }
+
+    /// Puts a middleware around the handlers, within those that were added before it. Each try of
+    /// an event passes through all of them.
+    pub fn with(mut self, middleware: impl Middleware) -> Self {
+        self.layers.push(middleware);
         self
     }
 

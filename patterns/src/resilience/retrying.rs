@@ -6,8 +6,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Decision, RetryPolicy};
 use crate::{
-    consuming::Disposition,
-    handler::{ErrorClass, HandlerError},
+    consuming::{Disposition, catch_panic},
+    handler::{Context, ErrorClass, HandlerError},
+    middleware::Layers,
 };
 
 /// Carries out a retry policy for the messages of one queue.
@@ -39,7 +40,8 @@ impl Retrying {
     }
 
     /// Runs a handler, once or as often as the policy says, and tells what becomes of the message.
-    /// `attempt` is given what tells the handler that it is given up.
+    /// `context` is given what tells the handler that it is given up. Each try passes through
+    /// `layers`.
     ///
     /// A handler that was given up and says that it was called off has not failed; one that did not
     /// end in its time has.
@@ -47,17 +49,19 @@ impl Retrying {
         &self,
         info: &DeliveryInfo,
         cancellation: &CancellationToken,
-        attempt: impl Fn(&CancellationToken) -> F,
+        layers: &Layers,
+        context: impl Fn(&CancellationToken) -> Context,
+        attempt: impl Fn(Context) -> F,
     ) -> Disposition
     where
-        F: Future<Output = Result<(), HandlerError>>,
+        F: Future<Output = Result<(), HandlerError>> + Send,
     {
         let mut failures = match self.by {
             By::Broker => info.failures,
             By::Process => 0,
         };
         loop {
-            let Err(error) = self.within_time(cancellation, &attempt).await else {
+            let Err(error) = self.try_once(cancellation, layers, &context, &attempt).await else {
                 return Disposition::Ack;
             };
             if error.class() == ErrorClass::Cancelled && cancellation.is_cancelled() {
@@ -77,22 +81,44 @@ impl Retrying {
             tokio::time::sleep(after).await;
         }
     }
-    /// One attempt, which is dropped and told so when its time is over.
-    async fn within_time<F>(
+
+    /// One try. The handler's time does not run while a middleware waits.
+    async fn try_once<F>(
         &self,
         cancellation: &CancellationToken,
-        attempt: &impl Fn(&CancellationToken) -> F,
+        layers: &Layers,
+        context: &impl Fn(&CancellationToken) -> Context,
+        attempt: &impl Fn(Context) -> F,
     ) -> Result<(), HandlerError>
     where
-        F: Future<Output = Result<(), HandlerError>>,
+        F: Future<Output = Result<(), HandlerError>> + Send,
     {
         let Some(limit) = self.handler_timeout else {
-            return attempt(cancellation).await;
+            let context = context(cancellation);
+            if layers.is_empty() {
+                return attempt(context).await;
+            }
+            return catch_panic(layers.run(&context, Box::pin(attempt(context.clone())))).await;
         };
         let given_up = cancellation.child_token();
-        timeout(limit, attempt(&given_up)).await.unwrap_or_else(|_elapsed| {
-            given_up.cancel();
-            Err(HandlerError::timed_out(limit))
-        })
+        let context = context(&given_up);
+        let handler = attempt(context.clone());
+        if layers.is_empty() {
+            return within(limit, &given_up, handler).await;
+        }
+        let handler = Box::pin(within(limit, &given_up, handler));
+        catch_panic(layers.run(&context, handler)).await
     }
+}
+
+/// A handler that is dropped and told so when its time is over.
+async fn within(
+    limit: Duration,
+    given_up: &CancellationToken,
+    handler: impl Future<Output = Result<(), HandlerError>>,
+) -> Result<(), HandlerError> {
+    timeout(limit, handler).await.unwrap_or_else(|_elapsed| {
+        given_up.cancel();
+        Err(HandlerError::timed_out(limit))
+    })
 }

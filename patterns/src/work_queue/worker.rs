@@ -11,6 +11,7 @@ use crate::{
     codec::{Codec, Limits},
     consuming::{Counters, Disposition, Process, Runner, Running, Settings, catch_panic},
     handler::{Context, HandlerError, codes},
+    middleware::{Layers, Middleware},
     naming::Naming,
     resilience::{By, Keeper, RetryPolicy, Retrying},
 };
@@ -25,6 +26,7 @@ pub struct Worker {
     queue: String,
     naming: Naming,
     limits: Limits,
+    layers: Layers,
     settings: Settings,
     retry: RetryPolicy,
     delivery_limit: u32,
@@ -39,6 +41,7 @@ impl Worker {
             queue: queue.into(),
             naming: Naming::default(),
             limits: Limits::default(),
+            layers: Layers::default(),
             settings: Settings::default(),
             retry: RetryPolicy::default(),
             delivery_limit: Queue::DEFAULT_DELIVERY_LIMIT,
@@ -71,6 +74,13 @@ impl Worker {
             let complaint = format!("tasks '{}' have two handlers", T::TYPE);
             self.complaints.push(complaint);
         }
+        self
+    }
+
+    /// Puts a middleware around the handlers, within those that were added before it. Each try of
+    /// a task passes through all of them.
+    pub fn with(mut self, middleware: impl Middleware) -> Self {
+        self.layers.push(middleware);
         self
     }
 
@@ -158,6 +168,7 @@ impl Worker {
             process: Work {
                 handlers: self.handlers,
                 limits: self.limits,
+                layers: self.layers,
                 retrying: Retrying::new(
                     self.retry,
                     env.clone(),
@@ -186,6 +197,7 @@ impl fmt::Debug for Worker {
 struct Work {
     handlers: HashMap<&'static str, Handler>,
     limits: Limits,
+    layers: Layers,
     retrying: Retrying,
     env: Env,
 }
@@ -207,12 +219,13 @@ impl Process for Work {
                     .with_code(codes::UNKNOWN_TASK),
             );
         };
-        let attempt = |given_up: &CancellationToken| {
-            let (envelope, info) = (Arc::clone(envelope), info.clone());
-            let context = Context::new(envelope, info, self.env.clone(), given_up);
+        let context = |given_up: &CancellationToken| {
+            Context::new(Arc::clone(envelope), info.clone(), self.env.clone(), given_up)
+        };
+        let attempt = |context| {
             let (handler, limits) = (Arc::clone(handler), self.limits);
             catch_panic(async move { handler(codec, limits, context).await })
         };
-        self.retrying.run(info, cancellation, attempt).await
+        self.retrying.run(info, cancellation, &self.layers, context, attempt).await
     }
 }

@@ -1,0 +1,50 @@
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::Semaphore;
+
+use super::{Middleware, Next};
+use crate::handler::{Context, HandlerError};
+
+/// Lets so many handlers run at once, over all subscriptions and workers that it is added to. Its
+/// clones share the limit.
+///
+/// A message that waits keeps its place in the concurrency of its worker; it neither fails nor is
+/// counted. Who waits longest is next. When the worker stops, it waits until the deadline of the
+/// stop at most, and goes back to its queue uncounted.
+///
+/// # Example: two workers, one database
+///
+/// ```
+/// use postrider_patterns::{ConcurrencyLimit, Worker};
+///
+/// let database = ConcurrencyLimit::new(4);
+/// let reports = Worker::new("reports").with(database.clone());
+/// let imports = Worker::new("imports").with(database);
+/// # drop((reports, imports));
+/// ```
+#[derive(Debug, Clone)]
+pub struct ConcurrencyLimit(Arc<Semaphore>);
+
+impl ConcurrencyLimit {
+    /// A limit of `handlers` at once, from 1 to tokio's [`Semaphore::MAX_PERMITS`]; what is outside
+    /// is taken as the nearest of them.
+    #[must_use]
+    pub fn new(handlers: usize) -> Self {
+        Self(Arc::new(Semaphore::new(handlers.clamp(1, Semaphore::MAX_PERMITS))))
+    }
+
+    /// How many more may run now.
+    #[must_use]
+    pub fn free(&self) -> usize {
+        self.0.available_permits()
+    }
+}
+
+#[async_trait]
+impl Middleware for ConcurrencyLimit {
+    async fn handle(&self, context: &Context, next: Next<'_>) -> Result<(), HandlerError> {
+        let _place = self.0.acquire().await?;
+        next.run(context).await
+    }
+}
