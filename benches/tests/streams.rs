@@ -11,17 +11,13 @@ fn quick_run(over: &str) -> String {
 }
 
 #[test]
-fn a_quick_run_measures_both_ways_over_both_protocols() {
+fn a_quick_run_measures_both_protocols_and_memory() {
     for protocol in ["amqp091", "amqp10"] {
         let printed = quick_run(protocol);
         assert_eq!(printed.matches(", BLAKE3 ").count(), 2, "{printed}");
         assert_eq!(printed.matches(" MiB above the ").count(), 4, "{printed}");
         assert!(printed.contains("ratio to plain messages"), "{printed}");
     }
-}
-
-#[test]
-fn a_quick_run_measures_memory() {
     let printed = quick_run("memory");
     assert_eq!(printed.matches(", BLAKE3 ").count(), 1, "{printed}");
     assert!(printed.contains("round 1, memory: "), "{printed}");

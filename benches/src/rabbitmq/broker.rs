@@ -8,7 +8,8 @@ const BROKERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/brokers")
 /// Tells the process, the releases, the WAL's size, the schedulers and how many microseconds it
 /// takes to write 4 KiB to the disk of the broker's data: the median of 51 times.
 const FACTS: &str = r#"
-Probe = filename:join(rabbit:data_dir(), "postrider-probe"),
+Probe = filename:join(rabbit:data_dir(), "postrider-probe-" ++ os:getpid() ++ "-"
+    ++ integer_to_list(erlang:unique_integer([positive]))),
 {ok, File} = file:open(Probe, [write, raw, binary]),
 Block = binary:copy(<<0>>, 4096),
 Write = fun() -> ok = file:write(File, Block), ok = file:datasync(File) end,
