@@ -5,11 +5,12 @@ mod common;
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use common::{Log, SECOND, ready, transport};
-use postrider_core::Transport;
+use common::{Log, SECOND, publish, ready, take, transport};
+use postrider_core::{Address, Message, Transport};
 use postrider_patterns::{
     Codec, ConcurrencyLimit, Context, Deduplicate, Event, EventBus, HandlerError, InMemorySeen,
-    Middleware, Next, RetryPolicy, Running, Subscription, Task, WorkQueue, Worker, codes,
+    Middleware, Naming, Next, RetryPolicy, Running, Subscription, Task, WorkQueue, Worker, codes,
+    headers,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -146,6 +147,52 @@ async fn a_copy_waits_for_the_first_and_is_acknowledged_after_it() {
     assert_eq!((once.duplicates(), running.stats().acked), (1, 3));
 }
 
+/// Publishes copies of one task, each changed, to a worker, and tells how many it handled.
+async fn handled(once: &Deduplicate, copies: Vec<fn(Message) -> Message>) -> usize {
+    let transport = transport();
+    submit(&transport, &[1]).await;
+    let queue = Naming::default().task_queue("email");
+    let message = take(&*transport, &queue).await;
+    for change in copies {
+        publish(&*transport, Address::queue(queue.clone()), change(message.clone())).await;
+    }
+    let log = Log::default();
+    let _running = slow_worker(&transport, once.clone(), &log).await;
+    sleep(10 * SECOND).await;
+    log.items().len()
+}
+
+#[tokio::test(start_paused = true)]
+async fn copies_are_known_by_their_message_id() {
+    let once = Deduplicate::by_message_id();
+    let without = |mut message: Message| {
+        message.message_id = None;
+        message
+    };
+    let copies: Vec<fn(Message) -> Message> =
+        vec![|same| same, |same| same, |other| other.with_message_id("other"), without, without];
+    assert_eq!((handled(&once, copies).await, once.duplicates()), (4, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn copies_are_known_by_the_idempotency_key_of_one_caller() {
+    let once = Deduplicate::by_idempotency_key();
+    let of_ann = |message: Message| {
+        message.with_header(headers::IDEMPOTENCY_KEY, "7").with_header(headers::CALLER, "ann")
+    };
+    let again = |message: Message| {
+        message
+            .with_message_id("again")
+            .with_header(headers::IDEMPOTENCY_KEY, "7")
+            .with_header(headers::CALLER, "ann")
+    };
+    let of_bob = |message: Message| {
+        message.with_header(headers::IDEMPOTENCY_KEY, "7").with_header(headers::CALLER, "bob")
+    };
+    let copies: Vec<fn(Message) -> Message> = vec![of_ann, again, of_bob];
+    assert_eq!((handled(&once, copies).await, once.duplicates()), (2, 1));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_failed_message_is_no_duplicate() {
     let transport = transport();
@@ -186,6 +233,19 @@ async fn a_limit_makes_messages_wait_and_fails_none_by_the_time_of_handlers() {
     sleep(3 * SECOND).await;
     assert_eq!(log.items().len(), 5);
     assert_eq!((running.stats().retried, running.stats().acked), (0, 5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_is_shared_by_the_workers_that_it_is_added_to() {
+    let transport = transport();
+    let (log, limit) = (Log::default(), ConcurrencyLimit::new(1));
+    let _one = slow_worker(&transport, limit.clone(), &log).await;
+    let _other = slow_worker(&transport, limit, &log).await;
+    submit(&transport, &[1, 2, 3, 4]).await;
+    sleep(Duration::from_millis(2_500)).await;
+    assert_eq!(log.items().len(), 2);
+    sleep(2 * SECOND).await;
+    assert_eq!(log.items().len(), 4);
 }
 
 #[tokio::test(start_paused = true)]
