@@ -52,4 +52,5 @@ mod wire;
 
 pub use bus::{EventBus, EventBusBuilder};
 pub use event::{Event, RawEvent};
+pub(crate) use pattern::matches as matches_pattern;
 pub use subscription::{Subscription, UnknownEvents};
