@@ -1,6 +1,8 @@
 //! What the tests of all patterns share.
 #![allow(dead_code)] // Each test file uses a part of it.
 
+pub(crate) mod memory;
+
 use std::{
     sync::{Arc, Mutex},
     time::Duration,
