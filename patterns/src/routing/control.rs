@@ -26,6 +26,7 @@ use crate::{
 /// A router that stands several times has as many tables. [`RpcClient::gather`](crate::RpcClient)
 /// tells all of them, [`call`](crate::RpcClient::call) one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ChangeRules {
     /// What is changed, in this order.
     pub changes: Vec<Change>,

@@ -14,13 +14,12 @@ const MAX_ROUTES: usize = 100;
 
 /// Where copies of a message go. It is data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum Route {
     /// To a queue.
     Queue(String),
     /// To an exchange.
-    #[serde(rename_all = "snake_case")]
     Exchange {
         /// Its name.
         name: String,
@@ -177,7 +176,7 @@ pub struct RoutingTable {
 
 /// A step from one table to the next.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum Change {
     /// Adds a rule.

@@ -110,3 +110,75 @@ async fn send(mut waiting: mpsc::Receiver<Copied>, publisher: Arc<dyn Publisher>
     });
     sending.await;
 }
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+    use postrider_core::{Confirm, Message, Result};
+
+    use super::*;
+
+    /// One whose broker never answers.
+    #[derive(Debug)]
+    struct Silent;
+
+    #[async_trait]
+    impl Publisher for Silent {
+        async fn send(&self, _envelope: Envelope) -> Result<Confirm> {
+            std::future::pending().await
+        }
+
+        async fn send_batch(&self, _envelopes: Vec<Envelope>) -> Result<Vec<Confirm>> {
+            std::future::pending().await
+        }
+
+        async fn flush(&self) -> Result<()> {
+            std::future::pending().await
+        }
+    }
+
+    fn tap() -> (Tap, TapInlet, Arc<FlowCounters>) {
+        let counters = Arc::new(FlowCounters::default());
+        let address = Address::queue("tap");
+        let (tap, inlet) = Tap::start(address, Arc::new(Silent), Arc::clone(&counters));
+        (tap, inlet, counters)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_is_bounded_in_number_and_bytes() {
+        let (_tap, inlet, counters) = tap();
+        let envelope = |size| Envelope::new(Address::queue("q"), Message::new(vec![0; size]));
+        // The first ones are taken in hand when the task has its turn.
+        for _ in 0..MAX_WAITING + 10 {
+            inlet.copy(&envelope(1));
+        }
+        assert_eq!(counters.tap_dropped.get(), 10);
+
+        let (_tap, inlet, counters) = tap();
+        for _ in 0..3 {
+            inlet.copy(&envelope(MAX_BYTES / 2));
+        }
+        assert_eq!(counters.tap_dropped.get(), 1);
+        // Larger than all room: it gets through alone.
+        let (_tap, inlet, counters) = tap();
+        inlet.copy(&envelope(MAX_BYTES + 1));
+        assert_eq!(counters.tap_dropped.get(), 0);
+        inlet.copy(&envelope(0));
+        assert_eq!(counters.tap_dropped.get(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_at_the_end_is_counted_as_dropped() {
+        let (tap, inlet, counters) = tap();
+        for _ in 0..100 {
+            inlet.copy(&Envelope::new(Address::queue("q"), Message::new("x")));
+        }
+        tokio::task::yield_now().await;
+        drop(inlet);
+        #[expect(clippy::disallowed_methods, reason = "there is no Env here")]
+        tap.stop(Instant::now() + std::time::Duration::from_secs(5)).await;
+        // The task ends when it has its turn.
+        tokio::task::yield_now().await;
+        assert_eq!((counters.tapped.get(), counters.tap_dropped.get()), (0, 100));
+    }
+}
