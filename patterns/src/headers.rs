@@ -40,6 +40,16 @@ pub const INSTANCE: &str = "postrider-instance";
 /// How many frames of a streamed reply may be sent, counted from its start: in a request, that a
 /// streamed reply is wanted, and in a credit, how far the stream may go on.
 pub const STREAM_CREDIT: &str = "postrider-stream-credit";
+/// How many routers, splitters and aggregators a message came through.
+pub const HOPS: &str = "postrider-hops";
+/// The id of the message that a part was made of.
+pub const PART_OF: &str = "postrider-part-of";
+/// The number of a part, from 0.
+pub const PART: &str = "postrider-part";
+/// How many parts its message was split into.
+pub const PARTS: &str = "postrider-parts";
+/// True in a message that was made of parts before all of them were there.
+pub const INCOMPLETE: &str = "postrider-incomplete";
 /// Which run of the request a frame of a streamed reply comes from.
 pub const STREAM_RUN: &str = "postrider-stream-run";
 /// Whether a frame is the last of its streamed reply; it holds no item then.

@@ -6,6 +6,7 @@
 //! | [`pubsub`] | events for every subscription |
 //! | [`work_queue`] | tasks for one of many workers |
 //! | [`streaming`] | large payloads in chunks, to a reader or a file |
+//! | [`routing`] | routers, splitters, aggregators and partitions between queues |
 //! | [`resilience`] | retries, and what becomes of a message that is given up |
 //! | [`dead_letters`] | seeing, moving back and throwing away what was given up |
 //! | [`consuming`] | the consume loop under them, and how it is stopped |
@@ -62,6 +63,7 @@ pub mod naming;
 mod publishing;
 pub mod pubsub;
 pub mod resilience;
+pub mod routing;
 pub mod rpc;
 pub mod streaming;
 mod wire_time;

@@ -29,6 +29,7 @@ pub struct Naming {
     task_queue: Cow<'static, str>,
     stream_queue: Cow<'static, str>,
     transfer_queue: Cow<'static, str>,
+    partition_queue: Cow<'static, str>,
     dead_letter_exchange: Cow<'static, str>,
     dead_letter_queue: Cow<'static, str>,
 }
@@ -46,6 +47,7 @@ impl Default for Naming {
             task_queue: Cow::Borrowed("{queue}"),
             stream_queue: Cow::Borrowed("stream_{service}"),
             transfer_queue: Cow::Borrowed("stream_{service}_{id}"),
+            partition_queue: Cow::Borrowed("{queue}.partition.{number}"),
             dead_letter_exchange: Cow::Borrowed("dead_letter_exchange"),
             dead_letter_queue: Cow::Borrowed("dead_letter_{queue}"),
         }
@@ -68,6 +70,7 @@ impl Naming {
             task_queue: add(self.task_queue),
             stream_queue: add(self.stream_queue),
             transfer_queue: add(self.transfer_queue),
+            partition_queue: add(self.partition_queue),
             dead_letter_exchange: add(self.dead_letter_exchange),
             // The name of the queue it belongs to, which is filled in, has the prefix already.
             dead_letter_queue: self.dead_letter_queue,
@@ -151,6 +154,13 @@ impl Naming {
         self
     }
 
+    /// Sets the queue of one partition. Default: `{queue}.partition.{number}`.
+    #[must_use]
+    pub fn with_partition_queue(mut self, template: impl Into<Cow<'static, str>>) -> Self {
+        self.partition_queue = template.into();
+        self
+    }
+
     /// Sets the direct exchange of dead letters. Default: `dead_letter_exchange`.
     #[must_use]
     pub fn with_dead_letter_exchange(mut self, name: impl Into<Cow<'static, str>>) -> Self {
@@ -228,6 +238,13 @@ impl Naming {
     #[must_use]
     pub fn transfer_queue(&self, service: &str, id: &str) -> String {
         fill(&self.transfer_queue, &[("{service}", service), ("{id}", id)])
+    }
+
+    /// The queue of the partition `number`, from 0, of `queue`.
+    #[must_use]
+    pub fn partition_queue(&self, queue: &str, number: u32) -> String {
+        let number = number.to_string();
+        fill(&self.partition_queue, &[("{queue}", queue), ("{number}", &number)])
     }
 
     /// The direct exchange of dead letters.

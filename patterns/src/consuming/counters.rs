@@ -22,6 +22,22 @@ pub struct RunStats {
     pub replayed: u64,
 }
 
+impl RunStats {
+    /// Of two loops together.
+    pub(crate) fn plus(self, other: Self) -> Self {
+        Self {
+            acked: self.acked + other.acked,
+            retried: self.retried + other.retried,
+            dead_lettered: self.dead_lettered + other.dead_lettered,
+            released: self.released + other.released,
+            expired: self.expired + other.expired,
+            replies_dropped: self.replies_dropped + other.replies_dropped,
+            cancelled: self.cancelled + other.cancelled,
+            replayed: self.replayed + other.replayed,
+        }
+    }
+}
+
 /// One of the figures of [`RunStats`], or how many messages were taken in hand.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Count {

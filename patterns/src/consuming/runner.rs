@@ -37,6 +37,17 @@ pub(crate) trait Process: Send + Sync + 'static {
     ) -> impl Future<Output = Disposition> + Send;
 }
 
+impl<P: Process> Process for Arc<P> {
+    async fn process(
+        &self,
+        envelope: &Arc<Envelope>,
+        info: &DeliveryInfo,
+        cancellation: &CancellationToken,
+    ) -> Disposition {
+        P::process(self, envelope, info, cancellation).await
+    }
+}
+
 /// How much is done at once.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Settings {

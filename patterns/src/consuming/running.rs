@@ -33,7 +33,7 @@ pub(crate) enum State {
 }
 
 /// What a stop did with the messages in hand.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct StopReport {
     /// Messages whose handlers finished while it stopped.
@@ -44,6 +44,17 @@ pub struct StopReport {
     /// or block without an await. Each is settled when its handler comes to its next await or its
     /// end; until then it is in hand.
     pub still_running: u64,
+}
+
+impl StopReport {
+    /// Of two loops together.
+    pub(crate) fn plus(self, other: Self) -> Self {
+        Self {
+            finished: self.finished + other.finished,
+            released: self.released + other.released,
+            still_running: self.still_running + other.still_running,
+        }
+    }
 }
 
 impl Running {

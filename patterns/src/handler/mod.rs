@@ -41,6 +41,18 @@ pub mod codes {
     pub const UNKNOWN_TASK: &str = "UNKNOWN_TASK";
     /// An event has a type that its subscription has no handler for.
     pub const UNKNOWN_EVENT: &str = "UNKNOWN_EVENT";
+    /// No rule of a router is for the message.
+    pub const NO_ROUTE: &str = "NO_ROUTE";
+    /// A message came through more routers than it may, which may go in a circle.
+    pub const TOO_MANY_HOPS: &str = "TOO_MANY_HOPS";
+    /// A message has not the key by which it is put into a partition or a group.
+    pub const NO_KEY: &str = "NO_KEY";
+    /// A message that is to be split has no id.
+    pub const NO_ID: &str = "NO_ID";
+    /// A message has more parts than are made.
+    pub const TOO_MANY_PARTS: &str = "TOO_MANY_PARTS";
+    /// The group of a part did not become complete.
+    pub const INCOMPLETE: &str = "INCOMPLETE";
     /// A handler panicked.
     pub const PANIC: &str = "PANIC";
     /// A handler did not end within its time.

@@ -54,4 +54,5 @@ mod wire;
 pub use bus::{EventBus, EventBusBuilder};
 pub use event::{Event, RawEvent};
 pub use gap::Gap;
+pub(crate) use pattern::matches as matches_pattern;
 pub use subscription::{Subscription, UnknownEvents};

@@ -2,7 +2,7 @@
 
 /// Whether `key` matches `pattern`: `*` is one word, `#` any number of words, words are parted by
 /// dots.
-pub(super) fn matches(pattern: &str, key: &str) -> bool {
+pub(crate) fn matches(pattern: &str, key: &str) -> bool {
     let pattern: Vec<&str> = pattern.split('.').collect();
     let key: Vec<&str> = if key.is_empty() { Vec::new() } else { key.split('.').collect() };
     let (mut at, mut word) = (0, 0);

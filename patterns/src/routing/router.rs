@@ -1,0 +1,299 @@
+use std::{fmt, sync::Arc};
+
+use postrider_core::{
+    Address, DeliveryInfo, Envelope, Error, ErrorKind, PublisherOptions, Result, Transport,
+};
+use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    condition::Condition,
+    control::{Control, TableStore},
+    copies::Copies,
+    flow::{Flow, FlowCounters},
+    inbound::Inbound,
+    intake::Intake,
+    table::{Matching, Otherwise, Route, RoutingTable, Rule},
+    tap::{Tap, TapInlet},
+};
+use crate::{
+    codec::Limits,
+    consuming::{Disposition, Process, catch_panic},
+    handler::HandlerError,
+    naming::Naming,
+    resilience::{By, Retrying},
+};
+
+type Recipients = Arc<dyn Fn(&Inbound) -> Result<Vec<Address>, HandlerError> + Send + Sync>;
+
+/// Takes messages from a queue and sends each on to where its rules say.
+///
+/// A copy is the message as it came, its id included, with one more in the header `postrider-hops`.
+/// The message is acknowledged when the broker has every copy. If one of them cannot be sent, or it
+/// is not known whether it was, the message is tried again by the retry policy and all of its copies
+/// are sent again: a destination may get a copy twice, which has the same id then. What is left after
+/// the last try is dead-lettered, and so is at once a message that no rule is for, unless the table
+/// says otherwise.
+///
+/// | pattern | how |
+/// |---|---|
+/// | content-based router | [`rule`](Self::rule)s in their order |
+/// | recipient list, fan-out | a rule with several routes, [`Matching::All`], or [`recipients`](Self::recipients) |
+/// | message filter | [`filter`](Self::filter) |
+/// | fan-in | an [`Intake`] of several queues |
+/// | wire tap | [`tap`](Self::tap) |
+/// | partitions | [`Route::partition`] |
+/// | dynamic router | [`controlled`](Self::controlled) |
+#[must_use = "call start"]
+pub struct Router {
+    intake: Intake,
+    table: RoutingTable,
+    recipients: Option<Recipients>,
+    tap: Option<Address>,
+    service: Option<String>,
+    store: Option<Arc<dyn TableStore>>,
+}
+
+impl Router {
+    /// A router without rules.
+    pub fn new(intake: impl Into<Intake>) -> Self {
+        Self {
+            intake: intake.into(),
+            table: RoutingTable::default(),
+            recipients: None,
+            tap: None,
+            service: None,
+            store: None,
+        }
+    }
+
+    /// A router that sends on the messages for which a condition holds, and drops and counts the
+    /// rest. To send the rest elsewhere, set [`otherwise`](Self::otherwise).
+    pub fn filter(intake: impl Into<Intake>, when: Condition, to: Route) -> Self {
+        Self::new(intake).rule(Rule::new("filter", when, [to])).otherwise(Otherwise::Drop)
+    }
+
+    /// Adds a rule after those that are there.
+    pub fn rule(mut self, rule: Rule) -> Self {
+        self.table.rules.push(rule);
+        self
+    }
+
+    /// What becomes of messages that no rule is for. Default: they are dead-lettered.
+    pub fn otherwise(mut self, otherwise: Otherwise) -> Self {
+        self.table.otherwise = otherwise;
+        self
+    }
+
+    /// How many rules a message follows. Default: the first that holds.
+    pub fn matching(mut self, matching: Matching) -> Self {
+        self.table.matching = matching;
+        self
+    }
+
+    /// Replaces rules, matching and what becomes of the rest, for a table that is read from a file.
+    pub fn table(mut self, table: RoutingTable) -> Self {
+        self.table = table;
+        self
+    }
+
+    /// Computes the recipients of each message in place of rules. A message without any goes where
+    /// [`otherwise`](Self::otherwise) says; an error is treated as that of a handler, and a panic is
+    /// caught. It is asked again on every try.
+    pub fn recipients<F>(mut self, recipients: F) -> Self
+    where
+        F: Fn(&Inbound) -> Result<Vec<Address>, HandlerError> + Send + Sync + 'static,
+    {
+        self.recipients = Some(Arc::new(recipients));
+        self
+    }
+
+    /// Sends a copy of each message that was routed to this address too, the message as it came. The
+    /// tap delays and fails nothing: at most 1,000 copies and 16 MiB wait for the broker, and those
+    /// that find no room or are not taken are dropped and
+    /// [counted](super::FlowStats::tap_dropped).
+    pub fn tap(mut self, address: Address) -> Self {
+        self.tap = Some(address);
+        self
+    }
+
+    /// Lets the rules be changed while the router runs: it serves
+    /// [`ChangeRules`](super::ChangeRules) and [`ListRules`](super::ListRules) as the RPC service of
+    /// this name. A message in hand follows the table that it began with.
+    pub fn controlled(mut self, service: impl Into<String>) -> Self {
+        self.service = Some(service.into());
+        self
+    }
+
+    /// Where the changed table is kept, under the name of [`controlled`](Self::controlled). A table
+    /// that is there at the start takes the place of the router's own. Default: nowhere, and a router
+    /// that is started again begins with its own.
+    pub fn store(mut self, store: Arc<dyn TableStore>) -> Self {
+        self.store = Some(store);
+        self
+    }
+
+    /// Declares the queues and their dead-letter queues, and begins to route. Where messages go is
+    /// not declared.
+    ///
+    /// Cancellation safe: when the future is dropped, nothing is routed, and what was declared stays.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Invalid`] for a table that [`RoutingTable::check`] refuses, a router that has
+    /// neither rules nor somewhere for the rest, or both rules and computed recipients, or that is
+    /// controlled and computes its recipients, or has a store and is not controlled; what the store
+    /// fails with; and what [`Worker::start`](crate::Worker::start) fails with.
+    pub async fn start(self, transport: &Arc<dyn Transport>) -> Result<Flow> {
+        self.check(transport)?;
+        let Self { intake, table, recipients, tap, service, store } = self;
+        let table = match (&store, &service) {
+            (Some(store), Some(service)) => stored(&**store, service).await?.unwrap_or(table),
+            _ => table,
+        };
+        let publisher = transport.publisher(PublisherOptions::default()).await?;
+        let counters = Arc::new(FlowCounters::default());
+        let (tap, inlet) = match tap {
+            Some(address) => {
+                // Its own, so that its copies take no room of the others.
+                let publisher = transport.publisher(PublisherOptions::default()).await?;
+                let (tap, inlet) = Tap::start(address, publisher, Arc::clone(&counters));
+                (Some(tap), Some(inlet))
+            }
+            None => (None, None),
+        };
+        let (changes, table) = watch::channel(Arc::new(table));
+        let naming = intake.naming.clone();
+        let process = Routing {
+            table: table.clone(),
+            recipients: recipients.clone(),
+            tap: inlet,
+            limits: intake.limits,
+            naming: naming.clone(),
+            retrying: intake.retrying(transport, By::Broker),
+            copies: Copies {
+                publisher: Arc::clone(&publisher),
+                max_hops: intake.max_hops,
+                counters: Arc::clone(&counters),
+            },
+        };
+        let running = intake.start(transport, &publisher, process, false).await?;
+        let control = match service {
+            Some(service) => {
+                let turn = AsyncMutex::default();
+                let control = Control { service, store, table: changes, turn };
+                Some(control.start(transport, naming).await?)
+            }
+            None => None,
+        };
+        let table = recipients.is_none().then_some(table);
+        Ok(Flow { running, control, counters, table, tap, env: transport.env().clone() })
+    }
+
+    fn check(&self, transport: &Arc<dyn Transport>) -> Result<()> {
+        self.intake.check(transport)?;
+        self.table.check()?;
+        if let Some(address) = &self.tap {
+            address.check("start")?;
+        }
+        let computes = self.recipients.is_some();
+        let has_way = computes
+            || self.service.is_some()
+            || !self.table.rules.is_empty()
+            || matches!(self.table.otherwise, Otherwise::Send(_));
+        let why = if !has_way {
+            "it has no rules, and sends nothing anywhere"
+        } else if computes && !self.table.rules.is_empty() {
+            "it has rules and computes its recipients; it takes one of both"
+        } else if computes && self.service.is_some() {
+            "it computes its recipients, and has no rules that could be changed"
+        } else if self.store.is_some() && self.service.is_none() {
+            "it has a store for changes and nobody can change it; call controlled"
+        } else {
+            return Ok(());
+        };
+        let error =
+            Error::new(ErrorKind::Invalid, "start", format!("the router is not sound: {why}"));
+        Err(error.with_context("queues", self.intake.queues.join(", ")))
+    }
+}
+
+async fn stored(store: &dyn TableStore, service: &str) -> Result<Option<RoutingTable>> {
+    let table = store.load(service).await.map_err(|error| {
+        Error::new(
+            ErrorKind::Unavailable,
+            "start",
+            format!("the stored table is not known: {error}"),
+        )
+        .with_context("router", service.to_owned())
+    })?;
+    if let Some(table) = &table {
+        table.check()?;
+    }
+    Ok(table)
+}
+
+impl fmt::Debug for Router {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Router")
+            .field("intake", &self.intake)
+            .field("table", &self.table)
+            .field("computes", &self.recipients.is_some())
+            .field("tap", &self.tap)
+            .field("service", &self.service)
+            .finish_non_exhaustive()
+    }
+}
+
+struct Routing {
+    table: watch::Receiver<Arc<RoutingTable>>,
+    recipients: Option<Recipients>,
+    tap: Option<TapInlet>,
+    limits: Limits,
+    naming: Naming,
+    retrying: Retrying,
+    copies: Copies,
+}
+
+impl Process for Routing {
+    async fn process(
+        &self,
+        envelope: &Arc<Envelope>,
+        info: &DeliveryInfo,
+        cancellation: &CancellationToken,
+    ) -> Disposition {
+        let inbound = Inbound::new(envelope, info, self.limits);
+        let attempt = || catch_panic(self.route(&inbound));
+        let disposition = self.retrying.run(info, cancellation, attempt).await;
+        if let (Disposition::Ack, Some(tap)) = (&disposition, &self.tap) {
+            tap.copy(envelope);
+        }
+        disposition
+    }
+}
+
+impl Routing {
+    async fn route(&self, inbound: &Inbound) -> Result<(), HandlerError> {
+        let table = Arc::clone(&self.table.borrow());
+        let addresses = match &self.recipients {
+            None => table.choose(inbound, &self.naming)?,
+            Some(recipients) => {
+                let mut chosen = Vec::new();
+                for address in recipients(inbound)? {
+                    if !chosen.contains(&address) {
+                        chosen.push(address);
+                    }
+                }
+                if chosen.is_empty() {
+                    table.otherwise.choose(&mut chosen, inbound, &self.naming)?;
+                }
+                chosen
+            }
+        };
+        if addresses.is_empty() {
+            self.copies.counters.dropped.add(1);
+            return Ok(());
+        }
+        self.copies.forward(inbound, addresses).await
+    }
+}

@@ -1,0 +1,212 @@
+use std::{fmt, sync::Arc};
+
+use postrider_core::{DeliveryInfo, Envelope, Message, PublisherOptions, Result, Transport};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    copies::Copies,
+    field::Field,
+    flow::{Flow, FlowCounters},
+    ids::derived,
+    inbound::Inbound,
+    intake::Intake,
+    table::Route,
+};
+use crate::{
+    consuming::{Disposition, Process, catch_panic},
+    handler::{HandlerError, codes},
+    headers,
+    resilience::{By, Retrying},
+};
+
+const MAX_PARTS: usize = 10_000;
+
+type Split = Arc<dyn Fn(&Inbound) -> Result<Vec<Message>, HandlerError> + Send + Sync>;
+
+/// Makes many messages of one, and sends each to the same route.
+///
+/// | in a part | what it is |
+/// |---|---|
+/// | message id | a UUID that follows from the queue, the parent's id and the part's number: a retry gives the same |
+/// | causation id, `postrider-part-of` | the parent's id |
+/// | correlation id | the conversation of the parent |
+/// | `postrider-part` | its number, from 0 |
+/// | `postrider-parts` | how many there are |
+///
+/// The other headers of the parent are carried over, but those that begin with `x-`, and so are its
+/// ordering key, priority, deadline, time to live and durability, where the part has none of its own.
+/// The parent is acknowledged when the broker has all parts; until then a retry sends all of them
+/// again. A parent without an id is dead-lettered, since its parts would be others on each try. One
+/// with no parts is done with and counted as dropped.
+///
+/// # Example: the lines of an order
+///
+/// ```
+/// use postrider_patterns::routing::{Field, Route, Splitter};
+///
+/// let _splitter = Splitter::list("orders", Field::body("lines"), Route::queue("order_lines"));
+/// ```
+#[must_use = "call start"]
+pub struct Splitter {
+    intake: Intake,
+    split: Split,
+    to: Route,
+    max_parts: usize,
+}
+
+impl Splitter {
+    /// A part for each item of a list in the body, in the codec of the parent.
+    pub fn list(intake: impl Into<Intake>, list: Field, to: Route) -> Self {
+        let intake = intake.into();
+        let limits = intake.limits;
+        Self::by(intake, to, move |inbound| {
+            let items = list
+                .value(inbound)?
+                .and_then(super::Value::as_list)
+                .ok_or_else(|| HandlerError::invalid(format!("it has no list in {list}")))?;
+            let codec = inbound.codec()?;
+            let part = |item| {
+                let body = codec.encode_within(item, limits)?;
+                Ok(Message::new(body).with_content_type(codec.content_type()))
+            };
+            items.iter().map(part).collect()
+        })
+    }
+
+    /// The parts that a function makes of a message. It must make the same ones of the same message,
+    /// in the same order: their ids follow from their places.
+    pub fn by<F>(intake: impl Into<Intake>, to: Route, split: F) -> Self
+    where
+        F: Fn(&Inbound) -> Result<Vec<Message>, HandlerError> + Send + Sync + 'static,
+    {
+        Self { intake: intake.into(), split: Arc::new(split), to, max_parts: MAX_PARTS }
+    }
+
+    /// How many parts one message may have; one with more is dead-lettered. Default: 10,000.
+    pub fn max_parts(mut self, parts: usize) -> Self {
+        self.max_parts = parts;
+        self
+    }
+
+    /// Declares the queue and its dead-letter queue, and begins to split. Where parts go is not
+    /// declared.
+    ///
+    /// Cancellation safe: when the future is dropped, nothing is split, and what was declared stays.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Invalid`](postrider_core::ErrorKind::Invalid) for a route that no broker has, and
+    /// what [`Worker::start`](crate::Worker::start) fails with.
+    pub async fn start(self, transport: &Arc<dyn Transport>) -> Result<Flow> {
+        let Self { intake, split, to, max_parts } = self;
+        intake.check(transport)?;
+        to.check()?;
+        let publisher = transport.publisher(PublisherOptions::default()).await?;
+        let counters = Arc::new(FlowCounters::default());
+        let process = Splitting {
+            split,
+            to,
+            max_parts,
+            retrying: intake.retrying(transport, By::Broker),
+            copies: Copies {
+                publisher: Arc::clone(&publisher),
+                max_hops: intake.max_hops,
+                counters: Arc::clone(&counters),
+            },
+            intake: intake.clone(),
+        };
+        let running = intake.start(transport, &publisher, process, false).await?;
+        let env = transport.env().clone();
+        Ok(Flow { running, control: None, counters, table: None, tap: None, env })
+    }
+}
+
+impl fmt::Debug for Splitter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Splitter")
+            .field("intake", &self.intake)
+            .field("to", &self.to)
+            .field("max_parts", &self.max_parts)
+            .finish_non_exhaustive()
+    }
+}
+
+struct Splitting {
+    intake: Intake,
+    split: Split,
+    to: Route,
+    max_parts: usize,
+    retrying: Retrying,
+    copies: Copies,
+}
+
+impl Process for Splitting {
+    async fn process(
+        &self,
+        envelope: &Arc<Envelope>,
+        info: &DeliveryInfo,
+        cancellation: &CancellationToken,
+    ) -> Disposition {
+        let inbound = Inbound::new(envelope, info, self.intake.limits);
+        let attempt = || catch_panic(self.split(&inbound, info));
+        self.retrying.run(info, cancellation, attempt).await
+    }
+}
+
+impl Splitting {
+    async fn split(&self, parent: &Inbound, info: &DeliveryInfo) -> Result<(), HandlerError> {
+        let hop = self.copies.next_hop(parent)?;
+        if parent.message().message_id.is_none() {
+            let why = "it has no message id, and its parts would be others on each try";
+            return Err(HandlerError::invalid(why).with_code(codes::NO_ID));
+        }
+        let parts = (self.split)(parent)?;
+        let count = parts.len();
+        if count > self.max_parts {
+            let why = format!("it has {count} parts, and at most {} are made", self.max_parts);
+            return Err(HandlerError::invalid(why).with_code(codes::TOO_MANY_PARTS));
+        }
+        if count == 0 {
+            self.copies.counters.dropped.add(1);
+            return Ok(());
+        }
+        let mut envelopes = Vec::with_capacity(count);
+        for (number, part) in parts.into_iter().enumerate() {
+            let mut part = of(parent, part, number, count);
+            part.headers.set(headers::HOPS, hop);
+            // A partition is chosen by the part and not by its parent.
+            let part = Arc::new(Envelope::new(parent.address().clone(), part));
+            let seen = Inbound::new(&part, info, self.intake.limits);
+            let address = self.to.address(&seen, &self.intake.naming)?;
+            envelopes.push(Envelope::new(address, part.message.clone()));
+        }
+        Ok(self.copies.send(envelopes.into_iter()).await?)
+    }
+}
+
+/// A part with what it has of its parent.
+fn of(parent: &Inbound, mut part: Message, number: usize, count: usize) -> Message {
+    let whole = parent.message();
+    let parent_id = whole.message_id.as_deref().unwrap_or_default();
+    let place = (number as u64).to_le_bytes();
+    let id = derived([parent.queue().as_bytes(), parent_id.as_bytes(), &place]);
+    part.message_id = Some(id.to_string().into());
+    part.causation_id = Some(parent_id.to_owned().into());
+    part.correlation_id = parent.conversation().map(|id| id.to_owned().into());
+    part.key = part.key.or_else(|| whole.key.clone());
+    part.priority = part.priority.or(whole.priority);
+    part.deadline = part.deadline.or(whole.deadline);
+    part.ttl = part.ttl.or(whole.ttl);
+    part.timestamp = part.timestamp.or(whole.timestamp);
+    part.durable &= whole.durable;
+    for (name, value) in whole.headers.iter() {
+        if !name.starts_with("x-") && part.headers.get(name).is_none() {
+            part.headers.set(name.to_owned(), value.clone());
+        }
+    }
+    let whole_number = |number| i64::try_from(number).unwrap_or(i64::MAX);
+    part.headers.set(headers::PART_OF, parent_id.to_owned());
+    part.headers.set(headers::PART, whole_number(number));
+    part.headers.set(headers::PARTS, whole_number(count));
+    part
+}
