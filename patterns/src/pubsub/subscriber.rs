@@ -46,7 +46,7 @@ impl Process for Subscriber {
             Context::new(Arc::clone(envelope), info.clone(), self.env.clone(), given_up)
         };
         let attempt = |context| catch_panic(self.handle(event.clone(), context));
-        self.retrying.run(info, cancellation, &self.layers, context, attempt).await
+        self.retrying.run_handler(info, cancellation, &self.layers, context, attempt).await
     }
 }
 

@@ -41,27 +41,39 @@ impl Retrying {
 
     /// Runs a handler, once or as often as the policy says, and tells what becomes of the message.
     /// `context` is given what tells the handler that it is given up. Each try passes through
-    /// `layers`.
-    ///
-    /// A handler that was given up and says that it was called off has not failed; one that did not
-    /// end in its time has.
-    pub(crate) async fn run<F>(
+    /// `layers`; one that did not end in its time has failed.
+    pub(crate) async fn run_handler<F>(
         &self,
         info: &DeliveryInfo,
         cancellation: &CancellationToken,
         layers: &Layers,
         context: impl Fn(&CancellationToken) -> Context,
-        attempt: impl Fn(Context) -> F,
+        handler: impl Fn(Context) -> F,
     ) -> Disposition
     where
         F: Future<Output = Result<(), HandlerError>> + Send,
+    {
+        let attempt = || self.try_once(cancellation, layers, &context, &handler);
+        self.run(info, cancellation, attempt).await
+    }
+
+    /// Makes an attempt, once or as often as the policy says, and tells what becomes of the message.
+    /// One that was given up and says that it was called off has not failed.
+    pub(crate) async fn run<F>(
+        &self,
+        info: &DeliveryInfo,
+        cancellation: &CancellationToken,
+        attempt: impl Fn() -> F,
+    ) -> Disposition
+    where
+        F: Future<Output = Result<(), HandlerError>>,
     {
         let mut failures = match self.by {
             By::Broker => info.failures,
             By::Process => 0,
         };
         loop {
-            let Err(error) = self.try_once(cancellation, layers, &context, &attempt).await else {
+            let Err(error) = attempt().await else {
                 return Disposition::Ack;
             };
             if error.class() == ErrorClass::Cancelled && cancellation.is_cancelled() {

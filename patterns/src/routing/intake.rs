@@ -6,7 +6,7 @@ use crate::{
     codec::Limits,
     consuming::{Counters, Process, Runner, Running, Settings},
     naming::Naming,
-    resilience::{By, DeadLetters, RetryPolicy, Retrying, dead_letter_route, dead_letter_topology},
+    resilience::{By, Keeper, RetryPolicy, Retrying, dead_letter_route, dead_letter_topology},
 };
 
 /// How many routers a message may come through.
@@ -116,7 +116,7 @@ impl Intake {
     }
 
     pub(super) fn retrying(&self, transport: &Arc<dyn Transport>, by: By) -> Retrying {
-        Retrying::new(self.retry.clone(), transport.env().clone(), by)
+        Retrying::new(self.retry.clone(), transport.env().clone(), by, None)
     }
 
     /// Refuses what cannot be carried out.
@@ -158,12 +158,7 @@ impl Intake {
         for name in &self.queues {
             let runner = Runner {
                 process: Arc::clone(&process),
-                dead_letters: DeadLetters::new(
-                    transport,
-                    Arc::clone(publisher),
-                    &self.naming,
-                    name,
-                ),
+                keeper: Keeper::new(transport, Arc::clone(publisher), &self.naming, name),
                 settings: self.settings,
                 counters: Arc::new(Counters::default()),
             };

@@ -226,6 +226,6 @@ impl Process for Work {
             let (handler, limits) = (Arc::clone(handler), self.limits);
             catch_panic(async move { handler(codec, limits, context).await })
         };
-        self.retrying.run(info, cancellation, &self.layers, context, attempt).await
+        self.retrying.run_handler(info, cancellation, &self.layers, context, attempt).await
     }
 }
