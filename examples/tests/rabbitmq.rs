@@ -173,6 +173,7 @@ async fn run_every_program(protocol: Protocol) {
         env!("CARGO_BIN_EXE_batch_calls"),
         env!("CARGO_BIN_EXE_events"),
         env!("CARGO_BIN_EXE_work_queue"),
+        env!("CARGO_BIN_EXE_routing"),
         env!("CARGO_BIN_EXE_file_transfer"),
     ];
     for program in programs {

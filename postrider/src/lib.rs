@@ -63,6 +63,11 @@ struct RabbitMqGuide;
 #[doc = include_str!("../../docs/streams.md")]
 struct StreamsGuide;
 
+/// The guide to routing, whose programs are compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/routing.md")]
+struct RoutingGuide;
+
 #[cfg(feature = "amqp10")]
 pub use postrider_transport_amqp10 as amqp10;
 #[cfg(feature = "amqp091")]
