@@ -81,6 +81,20 @@ fn dead_letters() {
 }
 
 #[test]
+fn routing() {
+    let said = output(env!("CARGO_BIN_EXE_routing"), &[]);
+    assert_eq!(
+        said,
+        "100 customers, 311 purchases, $10,028.20\n\
+         11 purchases of $100 and more\n\
+         the router has version 1 of its rules\n\
+         the service failed, INVALID: route: the table has no such rule (rule: small)\n\
+         100 customers, 379 purchases, $12,666.92\n\
+         70 purchases of $50 and more\n"
+    );
+}
+
+#[test]
 fn file_transfer() {
     let said = output(env!("CARGO_BIN_EXE_file_transfer"), &["--size", "3"]);
     let lines: Vec<_> = said.lines().collect();

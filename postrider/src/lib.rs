@@ -68,6 +68,11 @@ struct StreamsGuide;
 #[doc = include_str!("../../docs/dead_letters.md")]
 struct DeadLettersGuide;
 
+/// The guide to routing, whose programs are compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/routing.md")]
+struct RoutingGuide;
+
 #[cfg(feature = "amqp10")]
 pub use postrider_transport_amqp10 as amqp10;
 #[cfg(feature = "amqp091")]

@@ -1,14 +1,15 @@
 use std::{fmt, sync::Arc, time::Duration};
 
-use futures_util::FutureExt;
+use futures_util::{FutureExt, StreamExt, stream::BoxStream};
 use postrider_core::{
     DeliveryInfo, Envelope, Error, ErrorKind, Message, PublisherOptions, Result, Transport,
+    TransportEvent,
 };
 use tokio::{
     sync::Notify,
     time::{Instant, sleep_until},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     copies::Copies,
@@ -228,8 +229,13 @@ impl Aggregator {
         let counters = Arc::new(FlowCounters::default());
         let intake = self.intake.clone();
         let env = transport.env().clone();
+        let groups = Groups::new(bounds);
+        let ended = CancellationToken::new();
+        let (until, listen) = (ended.clone(), listen(transport.events(), Arc::clone(&groups)));
+        tokio::spawn(async move { until.run_until_cancelled_owned(listen).await });
         let process = Aggregating {
-            groups: Groups::new(bounds),
+            groups,
+            _listening: ended.drop_guard(),
             retrying: intake.retrying(transport, By::Process),
             copies: Copies {
                 publisher: Arc::clone(&publisher),
@@ -258,7 +264,23 @@ impl fmt::Debug for Aggregator {
     }
 }
 
+/// After a loss the parts come again, and perhaps to another process: what is held of them is void. If
+/// it stayed, it would end as incomplete here though it was completed there.
+async fn listen(mut events: BoxStream<'static, TransportEvent>, groups: Arc<Groups>) {
+    while let Some(event) = events.next().await {
+        if matches!(
+            event,
+            TransportEvent::Lost { .. }
+                | TransportEvent::Restored { .. }
+                | TransportEvent::ConsumerCancelled { .. }
+        ) {
+            groups.give_back();
+        }
+    }
+}
+
 struct Aggregating {
+    _listening: DropGuard,
     spec: Aggregator,
     groups: Arc<Groups>,
     retrying: Retrying,

@@ -189,6 +189,16 @@ impl Groups {
         group.waiting
     }
 
+    /// Gives back the parts of every group that nobody is ending.
+    pub(super) fn give_back(self: &Arc<Self>) {
+        let open: Vec<_> = self.state().by_age.values().cloned().collect();
+        for key in open {
+            if let Some(ending) = self.close_if(&key, |_parts| true) {
+                ending.end(&Outcome::Back);
+            }
+        }
+    }
+
     /// Waits until something was given back since the future was made.
     pub(super) fn freed(&self) -> impl Future<Output = ()> + Send + '_ {
         self.freed.notified()
@@ -286,6 +296,19 @@ mod tests {
         }
         assert!(matches!(groups.take("a", &part(1), Some("1")), Taken::Past));
         assert!(matches!(groups.take("a", &part(1), Some("2")), Taken::First(..)));
+    }
+
+    #[test]
+    fn what_is_given_back_is_neither_held_nor_past() {
+        let groups = groups(9, 9, 99);
+        let Taken::First(mut open, _) = groups.take("a", &part(1), Some("1")) else { panic!() };
+        let Taken::First(mut ending, _) = groups.take("b", &part(1), Some("1")) else { panic!() };
+        let held = groups.close_if("b", |_| true).unwrap();
+        groups.give_back();
+        assert!(matches!(open.try_recv(), Ok(Outcome::Back)));
+        assert!(ending.try_recv().is_err());
+        held.end(&Outcome::Done);
+        assert!(matches!(groups.take("a", &part(1), Some("1")), Taken::First(..)));
     }
 
     #[test]

@@ -257,6 +257,22 @@ pub(crate) async fn parts_that_would_spoil_a_group_are_kept_alone(world: &World)
     stop(aggregator).await;
 }
 
+pub(crate) async fn parts_that_contradict_each_other_make_no_group(world: &World) {
+    let transport = world.transport().await;
+    let aggregator = Aggregator::new(world.intake("parts"), Completion::Parts, world.to("whole"))
+        .timeout(Duration::from_secs(1))
+        .start(&transport)
+        .await
+        .unwrap();
+    for spoilt in [part("a", 0, 2), part("a", 2, 3)] {
+        world.put(&*transport, "parts", spoilt).await;
+    }
+    for _ in 0..2 {
+        assert_eq!(code(&world.dead(&*transport, "parts").await), codes::INCOMPLETE);
+    }
+    stop(aggregator).await;
+}
+
 pub(crate) async fn the_oldest_group_makes_room(world: &World) {
     let transport = world.transport().await;
     world.declare(&*transport, "whole").await;

@@ -109,17 +109,19 @@ pub(crate) async fn a_router_that_is_dropped_leaves_all_to_the_next(world: &Worl
     stop(second).await;
 }
 
+/// One of the three parts of a message.
+fn part(number: i64) -> Message {
+    json(&format!("a/{number}"), &number.to_string())
+        .with_header(headers::PART_OF, "a")
+        .with_header(headers::PART, number)
+        .with_header(headers::PARTS, 3)
+}
+
 pub(crate) async fn an_aggregator_that_is_dropped_leaves_its_parts_to_the_next(world: &World) {
     let transport = world.transport().await;
     world.declare(&*transport, "whole").await;
     let aggregator =
         || Aggregator::new(world.intake("parts"), Completion::Parts, world.to("whole"));
-    let part = |number: i64| {
-        json(&format!("a/{number}"), &number.to_string())
-            .with_header(headers::PART_OF, "a")
-            .with_header(headers::PART, number)
-            .with_header(headers::PARTS, 3)
-    };
     let first = aggregator().start(&transport).await.unwrap();
     for number in 0..2 {
         world.put(&*transport, "parts", part(number)).await;
@@ -135,6 +137,33 @@ pub(crate) async fn an_aggregator_that_is_dropped_leaves_its_parts_to_the_next(w
     let numbers: Value = Codec::decode(whole.content_type.as_deref(), &whole.body).unwrap();
     assert_eq!(numbers, json!([0, 1, 2]));
     comes_to(&second, |stats| stats.run.acked == 4).await;
+    stop(second).await;
+}
+
+pub(crate) async fn an_aggregator_that_lost_its_parts_to_another_forgets_them(world: &World) {
+    const PATIENCE: Duration = Duration::from_secs(6);
+    let watching = world.transport().await;
+    world.declare(&*watching, "whole").await;
+    let doomed = world.connect().await;
+    let aggregator = || {
+        Aggregator::new(world.intake("parts"), Completion::Parts, world.to("whole"))
+            .timeout(PATIENCE)
+    };
+    let first = aggregator().start(&doomed.transport).await.unwrap();
+    let second = aggregator().start(&watching).await.unwrap();
+    for number in [0, 1, 1] {
+        world.put(&*watching, "parts", part(number)).await;
+    }
+    comes_to(&first, |stats| stats.duplicates == 1).await;
+    doomed.cut().await;
+    world.put(&*watching, "parts", part(2)).await;
+    world.take(&*watching, "whole").await;
+    comes_to(&second, |stats| stats.run.acked == 4).await;
+    // What it had would be over by now.
+    sleep(2 * PATIENCE).await;
+    let stats = first.stats();
+    assert_eq!((stats.incomplete, stats.run.dead_lettered), (0, 0));
+    stop(first).await;
     stop(second).await;
 }
 

@@ -52,6 +52,7 @@ pub(crate) const FUNCTIONS: &[(&str, Function)] = functions! {
         what_is_not_complete_in_time_is_kept,
         what_is_not_complete_may_be_sent_as_it_is,
         parts_that_would_spoil_a_group_are_kept_alone,
+        parts_that_contradict_each_other_make_no_group,
         the_oldest_group_makes_room,
         what_cannot_be_combined_is_kept,
         an_aggregate_that_nobody_takes_leaves_its_parts;
@@ -59,5 +60,6 @@ pub(crate) const FUNCTIONS: &[(&str, Function)] = functions! {
         routing_over_lost_connections_loses_nothing,
         a_router_that_is_dropped_leaves_all_to_the_next,
         an_aggregator_that_is_dropped_leaves_its_parts_to_the_next,
+        an_aggregator_that_lost_its_parts_to_another_forgets_them,
         splitting_and_aggregating_over_lost_connections_loses_nothing;
 };
