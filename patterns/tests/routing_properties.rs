@@ -1,5 +1,5 @@
-//! Splitters, aggregators and partitions with generated input, in memory on virtual time. What fails
-//! is printed with its seed, which is part of the input.
+//! Splitters, aggregators and partitions with generated input, in memory on virtual time. What
+//! fails is printed with its seed, which is part of the input.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

@@ -19,9 +19,9 @@ use crate::{
     rpc::{Request, RpcServer},
 };
 
-/// Changes the rules of a router that is [controlled](super::Router::controlled): all of the changes
-/// or, when one of them is refused, none. The reply is the version of the new table, or an error
-/// with the reason.
+/// Changes the rules of a router that is [controlled](super::Router::controlled): all of the
+/// changes or, when one of them is refused, none. The reply is the version of the new table, or an
+/// error with the reason.
 ///
 /// A router that stands several times has as many tables. [`RpcClient::gather`](crate::RpcClient)
 /// tells all of them, [`call`](crate::RpcClient::call) one.

@@ -35,7 +35,8 @@ impl Copies {
 
     /// Sends the message itself on to each address.
     ///
-    /// When the future is dropped or fails, some may have their copies; the next try sends all again.
+    /// When the future is dropped or fails, some may have their copies; the next try sends all
+    /// again.
     pub(super) async fn forward(
         &self,
         inbound: &Inbound,

@@ -113,8 +113,8 @@ impl Flow {
         }
     }
 
-    /// The rules that a router follows now; `None` for one whose recipients are computed, a splitter
-    /// and an aggregator.
+    /// The rules that a router follows now; `None` for one whose recipients are computed, a
+    /// splitter and an aggregator.
     #[must_use]
     pub fn table(&self) -> Option<Arc<RoutingTable>> {
         self.table.as_ref().map(|table| Arc::clone(&table.borrow()))

@@ -71,8 +71,8 @@ pub(super) enum Taken {
     Again(Waiting),
     /// Its group has ended with it.
     Past,
-    /// There is no room yet, and the oldest group was told to end; or the one before it with the same
-    /// key is about to end.
+    /// There is no room yet, and the oldest group was told to end; or the one before it with the
+    /// same key is about to end.
     NotYet,
 }
 
@@ -115,8 +115,8 @@ impl Groups {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a part, when there is room; one that comes alone is taken however large it is. Two parts
-    /// with the same `identity` are one.
+    /// Takes a part, when there is room; one that comes alone is taken however large it is. Two
+    /// parts with the same `identity` are one.
     pub(super) fn take(&self, key: &str, part: &Arc<Inbound>, identity: Option<&str>) -> Taken {
         let size = part.message().body.len();
         let mut state = self.state();
@@ -172,7 +172,8 @@ impl Groups {
         Some(Ending { groups: Arc::clone(self), key: key.to_owned(), parts })
     }
 
-    /// Takes out a group that is ending. What was made of it is remembered, for parts that come again.
+    /// Takes out a group that is ending. What was made of it is remembered, for parts that come
+    /// again.
     fn forget(&self, key: &str, remember: bool) -> Vec<oneshot::Sender<Outcome>> {
         let mut state = self.state();
         let is_ending = state.held.get(key).is_some_and(|group| group.is_ending);

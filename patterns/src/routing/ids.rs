@@ -1,4 +1,5 @@
-//! Ids that follow from what a message is made of, so that whoever makes it again gives it the same.
+//! Ids that follow from what a message is made of, so that whoever makes it again gives it the
+//! same.
 
 use uuid::{Builder, Uuid};
 

@@ -62,8 +62,8 @@ impl Intake {
     }
 
     /// The queues are there: they are declared elsewhere, such as those of a subscription, and may
-    /// have other arguments. Only their dead-letter queues are declared. Give the delivery limit that
-    /// they have.
+    /// have other arguments. Only their dead-letter queues are declared. Give the delivery limit
+    /// that they have.
     pub fn declared_elsewhere(mut self) -> Self {
         self.declared = true;
         self

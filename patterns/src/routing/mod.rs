@@ -8,10 +8,10 @@
 //! | fan-in | an [`Intake`] of several queues |
 //! | partitions | [`Partitioner`], [`Route::partition`] |
 //!
-//! Each takes messages from the queues of its [`Intake`], sends others, and acknowledges what it took
-//! when the broker has all that it sent. So nothing is lost, and after a failure in between some may
-//! be sent twice, with the same ids. What cannot be sent on is tried again by the retry policy and
-//! then dead-lettered. Where the broker itself can route, by key or by headers
+//! Each takes messages from the queues of its [`Intake`], sends others, and acknowledges what it
+//! took when the broker has all that it sent. So nothing is lost, and after a failure in between
+//! some may be sent twice, with the same ids. What cannot be sent on is tried again by the retry
+//! policy and then dead-lettered. Where the broker itself can route, by key or by headers
 //! ([`Exchange::topic`](postrider_core::Exchange::topic),
 //! [`Exchange::headers`](postrider_core::Exchange::headers)), that is cheaper than a router.
 //!
@@ -49,6 +49,7 @@
 //! # }
 //! ```
 
+mod aggregating;
 mod aggregator;
 mod condition;
 mod control;

@@ -15,8 +15,8 @@ const MAX_PARTITIONS: u32 = 1_024;
 /// and stay in order there, since each queue has one active consumer at a time.
 ///
 /// Which queue a key has depends on the key and the number of queues alone, by a consistent hash
-/// (jump hash): when the number grows from `n` to `m`, about `1 - n / m` of all keys move, each to a
-/// new queue, and none between old ones. What waits in the old queues stays there, so a key that
+/// (jump hash): when the number grows from `n` to `m`, about `1 - n / m` of all keys move, each to
+/// a new queue, and none between old ones. What waits in the old queues stays there, so a key that
 /// moves keeps its order only if its old queue is empty first.
 ///
 /// # Example: a key has its queue
@@ -118,8 +118,8 @@ impl Partitioner {
     }
 }
 
-/// FNV-1a over the bytes, its bits then mixed as `SplitMix64` does: short, well spread, and the same
-/// in any language.
+/// FNV-1a over the bytes, its bits then mixed as `SplitMix64` does: short, well spread, and the
+/// same in any language.
 fn hash(key: &[u8]) -> u64 {
     let fnv = key.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)

@@ -30,10 +30,10 @@ type Recipients = Arc<dyn Fn(&Inbound) -> Result<Vec<Address>, HandlerError> + S
 ///
 /// A copy is the message as it came, its id included, with one more in the header `postrider-hops`.
 /// The message is acknowledged when the broker has every copy. If one of them cannot be sent, or it
-/// is not known whether it was, the message is tried again by the retry policy and all of its copies
-/// are sent again: a destination may get a copy twice, which has the same id then. What is left after
-/// the last try is dead-lettered, and so is at once a message that no rule is for, unless the table
-/// says otherwise.
+/// is not known whether it was, the message is tried again by the retry policy and all of its
+/// copies are sent again: a destination may get a copy twice, which has the same id then. What is
+/// left after the last try is dead-lettered, and so is at once a message that no rule is for,
+/// unless the table says otherwise.
 ///
 /// | pattern | how |
 /// |---|---|
@@ -98,8 +98,8 @@ impl Router {
     }
 
     /// Computes the recipients of each message in place of rules. A message without any goes where
-    /// [`otherwise`](Self::otherwise) says; an error is treated as that of a handler, and a panic is
-    /// caught. It is asked again on every try.
+    /// [`otherwise`](Self::otherwise) says; an error is treated as that of a handler, and a panic
+    /// is caught. It is asked again on every try.
     pub fn recipients<F>(mut self, recipients: F) -> Self
     where
         F: Fn(&Inbound) -> Result<Vec<Address>, HandlerError> + Send + Sync + 'static,
@@ -108,9 +108,9 @@ impl Router {
         self
     }
 
-    /// Sends a copy of each message that was routed to this address too, the message as it came. The
-    /// tap delays and fails nothing: at most 1,000 copies and 16 MiB wait for the broker, and those
-    /// that find no room or are not taken are dropped and
+    /// Sends a copy of each message that was routed to this address too, the message as it came.
+    /// The tap delays and fails nothing: at most 1,000 copies and 16 MiB wait for the broker, and
+    /// those that find no room or are not taken are dropped and
     /// [counted](super::FlowStats::tap_dropped).
     pub fn tap(mut self, address: Address) -> Self {
         self.tap = Some(address);
@@ -118,16 +118,16 @@ impl Router {
     }
 
     /// Lets the rules be changed while the router runs: it serves
-    /// [`ChangeRules`](super::ChangeRules) and [`ListRules`](super::ListRules) as the RPC service of
-    /// this name. A message in hand follows the table that it began with.
+    /// [`ChangeRules`](super::ChangeRules) and [`ListRules`](super::ListRules) as the RPC service
+    /// of this name. A message in hand follows the table that it began with.
     pub fn controlled(mut self, service: impl Into<String>) -> Self {
         self.service = Some(service.into());
         self
     }
 
     /// Where the changed table is kept, under the name of [`controlled`](Self::controlled). A table
-    /// that is there at the start takes the place of the router's own. Default: nowhere, and a router
-    /// that is started again begins with its own.
+    /// that is there at the start takes the place of the router's own. Default: nowhere, and a
+    /// router that is started again begins with its own.
     pub fn store(mut self, store: Arc<dyn TableStore>) -> Self {
         self.store = Some(store);
         self
@@ -136,7 +136,8 @@ impl Router {
     /// Declares the queues and their dead-letter queues, and begins to route. Where messages go is
     /// not declared.
     ///
-    /// Cancellation safe: when the future is dropped, nothing is routed, and what was declared stays.
+    /// Cancellation safe: when the future is dropped, nothing is routed, and what was declared
+    /// stays.
     ///
     /// # Errors
     ///

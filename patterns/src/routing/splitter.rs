@@ -34,10 +34,10 @@ type Split = Arc<dyn Fn(&Inbound) -> Result<Vec<Message>, HandlerError> + Send +
 /// | `postrider-parts` | how many there are |
 ///
 /// The other headers of the parent are carried over, but those that begin with `x-`, and so are its
-/// ordering key, priority, deadline, time to live and durability, where the part has none of its own.
-/// The parent is acknowledged when the broker has all parts; until then a retry sends all of them
-/// again. A parent without an id is dead-lettered, since its parts would be others on each try. One
-/// with no parts is done with and counted as dropped.
+/// ordering key, priority, deadline, time to live and durability, where the part has none of its
+/// own. The parent is acknowledged when the broker has all parts; until then a retry sends all of
+/// them again. A parent without an id is dead-lettered, since its parts would be others on each
+/// try. One with no parts is done with and counted as dropped.
 ///
 /// # Example: the lines of an order
 ///
@@ -73,8 +73,8 @@ impl Splitter {
         })
     }
 
-    /// The parts that a function makes of a message. It must make the same ones of the same message,
-    /// in the same order: their ids follow from their places.
+    /// The parts that a function makes of a message. It must make the same ones of the same
+    /// message, in the same order: their ids follow from their places.
     pub fn by<F>(intake: impl Into<Intake>, to: Route, split: F) -> Self
     where
         F: Fn(&Inbound) -> Result<Vec<Message>, HandlerError> + Send + Sync + 'static,
@@ -91,12 +91,13 @@ impl Splitter {
     /// Declares the queue and its dead-letter queue, and begins to split. Where parts go is not
     /// declared.
     ///
-    /// Cancellation safe: when the future is dropped, nothing is split, and what was declared stays.
+    /// Cancellation safe: when the future is dropped, nothing is split, and what was declared
+    /// stays.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Invalid`](postrider_core::ErrorKind::Invalid) for a route that no broker has, and
-    /// what [`Worker::start`](crate::Worker::start) fails with.
+    /// [`ErrorKind::Invalid`](postrider_core::ErrorKind::Invalid) for a route that no broker has,
+    /// and what [`Worker::start`](crate::Worker::start) fails with.
     pub async fn start(self, transport: &Arc<dyn Transport>) -> Result<Flow> {
         let Self { intake, split, to, max_parts } = self;
         intake.check(transport)?;
