@@ -32,6 +32,7 @@ pub(super) async fn listen(mut events: BoxStream<'static, TransportEvent>, group
             TransportEvent::Lost { .. }
                 | TransportEvent::Restored { .. }
                 | TransportEvent::ConsumerCancelled { .. }
+                | TransportEvent::Missed { .. }
         ) {
             groups.give_back();
         }
