@@ -290,7 +290,8 @@ impl Pipeline {
                     return if connection.is_over() { Left::Lost } else { Left::Link };
                 }
             }
-            if run.over.is_some() {
+            // A link that owes a whole window of verdicts is of no use any more.
+            if run.over.is_some() || run.overdue >= self.window {
                 return if connection.is_over() { Left::Lost } else { Left::Link };
             }
             if !self.open && run.flight.is_empty() && self.first.is_empty() {
@@ -298,7 +299,9 @@ impl Pipeline {
             }
             // It may go off for a message that has its verdict, and is set anew then.
             let unsent = self.first.front().map(|job| job.deadline);
-            if !is_set && let Some(next) = run.next_deadline().into_iter().chain(unsent).min() {
+            if !is_set
+                && let Some(next) = run.waiting().next_deadline().into_iter().chain(unsent).min()
+            {
                 alarm.set(until(Some(next)));
                 is_set = true;
             }
@@ -309,6 +312,12 @@ impl Pipeline {
                 // The client library leaves messages under way without an outcome.
                 () = &mut ended => {
                     run.over.get_or_insert_with(|| run.seat.cause("publish"));
+                }
+                // Before more is taken: who publishes without a pause must not keep others waiting.
+                () = &mut alarm, if is_set => {
+                    is_set = false;
+                    self.expire_unsent();
+                    run.waiting().expire(self.link.env().now());
                 }
                 job = self.jobs.recv(), if self.open => match job {
                     Some(job) => {
@@ -327,15 +336,6 @@ impl Pipeline {
                     }
                     // Before what waited for the end of an alarm is sent.
                     self.expire_unsent();
-                }
-                () = &mut alarm, if is_set => {
-                    is_set = false;
-                    self.expire_unsent();
-                    run.expire(self.link.env().now());
-                    // A link that owes a whole window of verdicts is of no use any more.
-                    if run.overdue >= self.window {
-                        return Left::Link;
-                    }
                 }
             }
         }
@@ -357,6 +357,7 @@ impl Run {
             Some(sent) => sent,
             // The broker gives no credit for now.
             None => loop {
+                let overdue = waiting.next_deadline();
                 tokio::select! {
                     biased;
                     sent = &mut sending => break sent,
@@ -369,6 +370,7 @@ impl Run {
                         // Half a message on a link spoils what comes after it.
                         return if in_one_frame { Ok(()) } else { Err(None) };
                     }
+                    () = until(overdue) => waiting.expire(connection.env().now()),
                 }
             },
         };
@@ -397,18 +399,8 @@ impl Run {
         }
     }
 
-    fn next_deadline(&self) -> Option<Instant> {
-        self.flight.first_key_value().map(|(_, job)| job.deadline)
-    }
-
-    /// Gives up on messages whose time is over.
-    fn expire(&mut self, now: Instant) {
-        while let Some(first) = self.flight.first_entry().filter(|job| job.get().deadline <= now) {
-            self.overdue += 1;
-            first
-                .remove()
-                .resolve(Verdict::Unknown("the broker did not confirm it in time".into()));
-        }
+    const fn waiting(&mut self) -> Waiting<'_> {
+        Waiting { flight: &mut self.flight, overdue: &mut self.overdue, over: &mut self.over }
     }
 
     /// Tells the message over which the broker ended the session, where it is the only one to the
@@ -457,6 +449,20 @@ struct Waiting<'a> {
 }
 
 impl Waiting<'_> {
+    fn next_deadline(&self) -> Option<Instant> {
+        self.flight.first_key_value().map(|(_, job)| job.deadline)
+    }
+
+    /// Gives up on messages whose time is over.
+    fn expire(&mut self, now: Instant) {
+        while let Some(first) = self.flight.first_entry().filter(|job| job.get().deadline <= now) {
+            *self.overdue += 1;
+            first
+                .remove()
+                .resolve(Verdict::Unknown("the broker did not confirm it in time".into()));
+        }
+    }
+
     fn settle(&mut self, (number, outcome): (u64, Result<Outcome, SendError>)) {
         if let Err(error) = outcome {
             // Whose fault it was is found out when all have heard of it.

@@ -60,11 +60,10 @@ pub(crate) async fn supervise(link: Arc<Link>, dial: Dial, mut connection: Arc<C
 /// Waits until the connection is lost, and says why.
 async fn watch(link: &Link, connection: &Connection) -> String {
     let mut blocked = connection.blocked();
-    let mut told = false;
     loop {
         let now = *blocked.borrow_and_update();
-        if now != told {
-            told = now;
+        // What is known may be of a connection before this one.
+        if now != link.is_blocked() {
             match now {
                 true => link.block("the broker takes no messages: an alarm"),
                 false => link.unblock(),
