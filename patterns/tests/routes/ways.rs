@@ -71,11 +71,13 @@ pub(crate) async fn routers_in_a_circle_end(world: &World) {
     let dead = world.dead(&*transport, "one").await;
     assert_eq!((id(&dead), code(&dead)), ("1", codes::TOO_MANY_HOPS));
     assert_eq!(int(&dead, headers::HOPS), Some(16));
-    assert_eq!((one.stats().sent, two.stats().sent), (8, 8));
+    comes_to(&one, |stats| stats.sent == 8).await;
+    comes_to(&two, |stats| stats.sent == 8).await;
     // What a sender makes up takes nothing away from the bound.
     world.put(&*transport, "one", json("2", "{}").with_header(headers::HOPS, -1_000)).await;
     assert_eq!(id(&world.dead(&*transport, "one").await), "2");
-    assert_eq!((one.stats().sent, two.stats().sent), (16, 16));
+    comes_to(&one, |stats| stats.sent == 16).await;
+    comes_to(&two, |stats| stats.sent == 16).await;
     stop(one).await;
     stop(two).await;
 }
@@ -149,7 +151,7 @@ pub(crate) async fn a_tap_gets_copies(world: &World) {
     assert_eq!(ids(&copies), ["1", "2"]);
     assert!(copies.iter().all(|copy| copy.headers.get(headers::HOPS).is_none()));
     comes_to(&router, |stats| stats.tapped == 2).await;
-    assert_eq!(router.stats().sent, 2);
+    comes_to(&router, |stats| stats.sent == 2).await;
     stop(router).await;
 }
 
@@ -168,8 +170,9 @@ pub(crate) async fn a_tap_that_goes_nowhere_fails_nothing(world: &World) {
     }
     world.take_many(&*transport, "out", NUMBER as usize).await;
     comes_to(&router, |stats| stats.tap_dropped == NUMBER).await;
+    comes_to(&router, |stats| stats.run.acked == NUMBER).await;
     let stats = router.stats();
-    assert_eq!((stats.run.acked, stats.run.retried, stats.tapped), (NUMBER, 0, 0));
+    assert_eq!((stats.run.retried, stats.tapped), (0, 0));
     stop(router).await;
 }
 
