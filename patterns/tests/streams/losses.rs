@@ -240,7 +240,7 @@ pub(crate) async fn a_sender_that_comes_back_while_there_is_no_room_is_heard(wor
     tokio::time::sleep(offered).await;
     gate.open_to(u64::MAX);
     soon(first.finish()).await.unwrap();
-    let in_time = tokio::time::timeout(Duration::from_secs(10), again.finish());
+    let in_time = tokio::time::timeout(Duration::from_secs(20), again.finish());
     assert_eq!(in_time.await.expect("at once").unwrap().hash, ContentHash::of(&body));
     receiver.stop(SOON).await;
 }
