@@ -242,6 +242,22 @@ async fn a_call_whose_service_queue_is_deleted_ends_soon() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_server_that_was_cut_off_for_longer_than_its_queue_lives_goes_on() {
+    let (ours, theirs) = two_transports();
+    let serving: Arc<dyn Transport> = ours.clone();
+    let calling: Arc<dyn Transport> = theirs;
+    let server = serve(&serving).await;
+    let client = RpcClient::new(&calling).await.unwrap();
+    client.call("math", &Double { number: 1 }).await.unwrap();
+    ours.lose_connection();
+    tokio::time::sleep(61 * SECOND).await;
+    assert_eq!(calling.queue_info("rpc_math").await.unwrap(), None);
+    ours.restore_connection();
+    assert!(server.is_running());
+    assert_eq!(client.call("math", &Double { number: 2 }).await.unwrap(), 4);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_server_that_is_stopping_still_answers_what_it_has_in_hand() {
     let transport = transport();
     let server = RpcServer::new("math")

@@ -89,10 +89,11 @@ impl Record {
     }
 }
 
-/// Whether a queue goes with its connection or its consumers, so that it is made anew after a loss.
+/// Whether a queue goes with its connection or its consumers, or some time after them, so that it is
+/// made anew after a loss.
 #[must_use]
 pub const fn queue_goes_by_itself(queue: &Queue) -> bool {
-    queue.exclusive || queue.auto_delete
+    queue.exclusive || queue.auto_delete || queue.expires.is_some()
 }
 
 /// Whether an exchange goes by itself.

@@ -7,7 +7,7 @@ use fe2o3_amqp::{Receiver, Sender, link::CreditMode};
 use postrider_core::{
     Action, Address, Entity, Error, ErrorKind, Plan, QueueInfo, Result, Step, Topology, check_name,
 };
-use postrider_rabbitmq::{exchange_goes_by_itself, queue_goes_by_itself};
+use postrider_rabbitmq::exchange_goes_by_itself;
 use tokio::time::{Instant, timeout};
 
 use crate::{
@@ -57,7 +57,7 @@ pub(crate) async fn plan(
         steps.push(Step { entity: Entity::Exchange(exchange.clone()), action: Action::Keep });
     }
     for queue in &topology.queues {
-        if queue_goes_by_itself(queue) {
+        if queue.exclusive || queue.auto_delete {
             return goes(&queue.name);
         }
         let there = Address::queue(queue.name.clone());

@@ -64,7 +64,10 @@ impl Record {
             .collect();
         let queues: Vec<_> = queues
             .iter()
-            .filter(|queue| queue.exclusive || queue.auto_delete || !queue.durable)
+            .filter(|queue| {
+                let passing = queue.exclusive || queue.auto_delete || queue.expires.is_some();
+                passing || !queue.durable
+            })
             .cloned()
             .collect();
         let exchange = |name: &str| exchanges.iter().any(|known| known.name == name);
@@ -85,6 +88,8 @@ impl Record {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use postrider_core::{Binding, Exchange, Queue};
 
     use super::*;
@@ -96,13 +101,15 @@ mod tests {
             .exchange(Exchange::fanout("passing").transient())
             .queue(Queue::durable("orders"))
             .queue(Queue::exclusive("replies"))
+            .queue(Queue::durable("requests").with_expires(Duration::from_secs(60)))
             .bind(Binding::queue("events", "orders", "order.*"))
             .bind(Binding::queue("events", "replies", "reply.*"))
             .bind(Binding::queue("passing", "orders", ""));
         let record = Record { topology: declared, pruned: 0 };
         let mortal = record.mortal();
         assert_eq!(mortal.exchanges, [Exchange::fanout("passing").transient()]);
-        assert_eq!(mortal.queues, [Queue::exclusive("replies")]);
+        let names: Vec<_> = mortal.queues.iter().map(|queue| &*queue.name).collect();
+        assert_eq!(names, ["replies", "requests"]);
         assert_eq!(
             mortal.bindings,
             [

@@ -11,6 +11,9 @@ use crate::{headers, naming::Naming};
 /// The type of a message that says that a call was given up.
 const CANCEL: &str = "postrider.cancel";
 
+/// The type of a message that says nothing: whether it arrives is the answer.
+const HELLO: &str = "postrider.hello";
+
 /// The type of a message that says how far a stream may go.
 const CREDIT: &str = "postrider.credit";
 
@@ -150,6 +153,12 @@ pub(super) fn cancel(exchange: String, correlation_id: String, reply_to: &str) -
     Envelope::new(Address::exchange(exchange, KEY_CANCEL), about(CANCEL, correlation_id, reply_to))
 }
 
+/// To every server of a service, by which a client finds out whether there is one.
+pub(super) fn hello(exchange: String) -> Envelope {
+    let message = Message::new("").with_type(HELLO).with_ttl(TTL).transient();
+    Envelope::new(Address::exchange(exchange, KEY_CANCEL), message)
+}
+
 /// To the server whose stream nobody reads.
 pub(super) fn cancel_at(control_queue: String, correlation_id: String, reply_to: &str) -> Envelope {
     Envelope::new(Address::queue(control_queue), about(CANCEL, correlation_id, reply_to))
@@ -183,6 +192,7 @@ mod tests {
         assert_eq!(CallKey::of(&request), CallKey::of(&Arc::new(credit)));
         // A request is no control message, and another client may use the same id.
         assert_eq!(Told::read(&request.message), None);
+        assert_eq!(Told::read(&hello("rpc_math".into()).message), None);
         let other = Message::new("").with_correlation_id("7").with_reply_to("theirs");
         let other = Arc::new(Envelope::new(Address::queue("rpc_math"), other));
         assert_ne!(CallKey::of(&request), CallKey::of(&other));

@@ -131,7 +131,11 @@ impl RpcClientBuilder {
         tokio::spawn(async move { until.run_until_cancelled_owned(receive).await });
         Ok(RpcClient {
             inner: Arc::new(Inner {
-                presence: Presence::new(Arc::clone(&transport)),
+                presence: Presence::new(
+                    Arc::clone(&transport),
+                    Arc::clone(&publisher),
+                    Arc::clone(&outbox),
+                ),
                 transport,
                 publisher,
                 pending,
@@ -176,6 +180,9 @@ async fn receive(
             event = events.next(), if listening => match event {
                 Some(TransportEvent::Lost { cause }) => {
                     pending.lose(&format!("the connection was lost: {cause}"));
+                }
+                Some(TransportEvent::Missed { .. }) => {
+                    pending.lose("the connection may have been lost");
                 }
                 Some(_) => {}
                 None => listening = false,

@@ -199,7 +199,7 @@ impl Inner {
         envelope: Envelope,
     ) -> Result<Confirm, RpcError> {
         let sending = async {
-            match self.presence.check(&call.queue).await {
+            match self.presence.check(call).await {
                 Answer::Served => self.publish(ticket, envelope).await,
                 Answer::NoQueue => Err(call.no_queue()),
                 Answer::NoConsumer { .. } => Err(call.no_consumer()),
@@ -280,7 +280,7 @@ impl Inner {
         let mut patience = Patience::new();
         loop {
             sleep(patience.next()).await;
-            match self.presence.check_again(&call.queue).await {
+            match self.presence.check_again(call).await {
                 Answer::Served | Answer::NoConsumer { left: false } => {}
                 Answer::NoConsumer { left: true } => return call.left(),
                 Answer::NoQueue => return call.queue_gone(),

@@ -11,8 +11,11 @@ use futures_util::{
     FutureExt,
     future::{BoxFuture, Shared, WeakShared},
 };
-use postrider_core::{Env, Transport};
+use postrider_core::{Env, Publisher, Transport, Verdict};
 use tokio::time::Instant;
+
+use super::{call::Call, outbox::Outbox};
+use crate::rpc::control;
 
 /// How long a sign of life counts for calls that are to be sent.
 const FRESH: Duration = Duration::from_secs(5);
@@ -70,40 +73,46 @@ impl Patience {
 /// Remembers which services were heard of lately, and asks the broker about the others: once, however
 /// many calls wait for the answer.
 pub(super) struct Presence {
-    transport: Arc<dyn Transport>,
+    broker: Arc<Broker>,
     env: Env,
     signs: Mutex<HashMap<String, Sign>>,
 }
 
 impl Presence {
-    pub(super) fn new(transport: Arc<dyn Transport>) -> Self {
+    pub(super) fn new(
+        transport: Arc<dyn Transport>,
+        publisher: Arc<dyn Publisher>,
+        outbox: Arc<Outbox>,
+    ) -> Self {
         let env = transport.env().clone();
-        Self { transport, env, signs: Mutex::default() }
+        let broker = Arc::new(Broker { transport, publisher, outbox });
+        Self { broker, env, signs: Mutex::default() }
     }
 
     fn signs(&self) -> MutexGuard<'_, HashMap<String, Sign>> {
         self.signs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether `queue` has a consumer, as far as is known before a call is sent. Cancellation safe.
-    pub(super) async fn check(&self, queue: &str) -> Answer {
-        self.answer(queue, |answer, age| answer == Answer::Served && age < FRESH).await
+    /// Whether its service has a consumer, as far as is known before `call` is sent. Cancellation
+    /// safe.
+    pub(super) async fn check(&self, call: &Call<'_>) -> Answer {
+        self.answer(call, |answer, age| answer == Answer::Served && age < FRESH).await
     }
 
-    /// Whether a call that was sent [`Patience`] ago can still be answered. Cancellation safe.
-    pub(super) async fn check_again(&self, queue: &str) -> Answer {
-        self.answer(queue, |_answer, age| age < PATIENCE).await
+    /// Whether `call`, which was sent [`Patience`] ago, can still be answered. Cancellation safe.
+    pub(super) async fn check_again(&self, call: &Call<'_>) -> Answer {
+        self.answer(call, |_answer, age| age < PATIENCE).await
     }
 
-    /// What was told of `queue` where that is good enough, else what the broker says now.
-    async fn answer(&self, queue: &str, good: impl Fn(Answer, Duration) -> bool) -> Answer {
-        let question = match self.question(queue, good) {
+    /// What was told of its queue where that is good enough, else what the broker says now.
+    async fn answer(&self, call: &Call<'_>, good: impl Fn(Answer, Duration) -> bool) -> Answer {
+        let question = match self.question(call, good) {
             Ok(answer) => return answer,
             Err(question) => question,
         };
         let answer = question.await;
         // A reply that came meanwhile tells more than the answer does.
-        if let Some(sign @ Sign::Asking(_)) = self.signs().get_mut(queue) {
+        if let Some(sign @ Sign::Asking(_)) = self.signs().get_mut(&call.queue) {
             *sign = Sign::Told { answer, at: self.env.now() };
         }
         answer
@@ -112,12 +121,12 @@ impl Presence {
     /// The answer that is there, or the question to wait for.
     fn question(
         &self,
-        queue: &str,
+        call: &Call<'_>,
         good: impl Fn(Answer, Duration) -> bool,
     ) -> Result<Answer, Question> {
         let now = self.env.now();
         let mut signs = self.signs();
-        match signs.get(queue) {
+        match signs.get(&call.queue) {
             Some(Sign::Told { answer, at }) if good(*answer, now.duration_since(*at)) => {
                 return Ok(*answer);
             }
@@ -131,10 +140,12 @@ impl Presence {
         if signs.len() >= MOST_SERVICES {
             signs.clear();
         }
-        let question = ask(Arc::clone(&self.transport), queue.to_owned()).boxed().shared();
+        let (broker, service) = (Arc::clone(&self.broker), call.service.to_string());
+        let queue = call.queue.clone();
+        let question = async move { broker.ask(&service, &queue).await }.boxed().shared();
         // It has not been polled to its end, so it can be asked for.
         if let Some(asked) = question.downgrade() {
-            signs.insert(queue.to_owned(), Sign::Asking(asked));
+            signs.insert(call.queue.clone(), Sign::Asking(asked));
         }
         Err(question)
     }
@@ -157,18 +168,41 @@ impl Presence {
     }
 }
 
-async fn ask(transport: Arc<dyn Transport>, queue: String) -> Answer {
-    match transport.queue_info(&queue).await {
-        Ok(Some(info)) if info.consumers > 0 => Answer::Served,
-        Ok(Some(info)) => {
-            let left = info.ready > 0 && info.unsettled.unwrap_or(0) == 0;
-            Answer::NoConsumer { left }
+/// Who is asked.
+struct Broker {
+    transport: Arc<dyn Transport>,
+    publisher: Arc<dyn Publisher>,
+    outbox: Arc<Outbox>,
+}
+
+impl Broker {
+    async fn ask(&self, service: &str, queue: &str) -> Answer {
+        match self.transport.queue_info(queue).await {
+            Ok(Some(info)) if info.consumers > 0 => Answer::Served,
+            Ok(Some(info)) if info.ready == 0 => Answer::NoConsumer { left: false },
+            Ok(Some(info)) => {
+                let in_hand = match info.unsettled {
+                    Some(unsettled) => unsettled > 0,
+                    None => self.may_have_server(service).await,
+                };
+                Answer::NoConsumer { left: !in_hand }
+            }
+            Ok(None) => Answer::NoQueue,
+            // A broker that does not tell leaves it to the request itself.
+            Err(error) => {
+                tracing::debug!(%queue, %error, "cannot tell whether the queue is served");
+                Answer::Served
+            }
         }
-        Ok(None) => Answer::NoQueue,
-        // A broker that does not tell leaves it to the request itself.
-        Err(error) => {
-            tracing::debug!(%queue, %error, "cannot tell whether the queue is served");
-            Answer::Served
+    }
+
+    /// Whether a server of ours may have a request in hand, by what one that is stopping still has:
+    /// a queue of its own. Of plain services nothing is known.
+    async fn may_have_server(&self, service: &str) -> bool {
+        let Ok(Some(exchange)) = self.outbox.exchange(service).await else { return true };
+        match self.publisher.send(control::hello(exchange)).await {
+            Ok(confirm) => confirm.await != Verdict::Unroutable,
+            Err(_not_sent) => true,
         }
     }
 }

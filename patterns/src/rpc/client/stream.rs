@@ -16,7 +16,8 @@ use tokio::time::{Instant, Sleep, sleep, timeout_at};
 
 use super::{
     CallOptions, RpcClient,
-    exchange::{Inner, whole_millis},
+    call::Call,
+    exchange::{GivenUp, Inner, whole_millis},
     pending::{Replies, Ticket},
 };
 use crate::{
@@ -133,8 +134,7 @@ impl RpcClient {
     /// Calls the method of `request` at `service`, which answers by a stream of items. A method that
     /// answers once gives a stream of one.
     ///
-    /// When the future is dropped, the request may have been sent; its server finds out when it
-    /// begins to answer.
+    /// When the future is dropped, the request may have been sent; its server is told.
     ///
     /// # Errors
     ///
@@ -185,11 +185,7 @@ impl RpcClient {
         let (ticket, replies) = inner.pending.register_many(room)?;
         request.correlation_id = Some(ticket.id().into());
         let envelope = Envelope::new(Address::queue(call.queue.clone()), request);
-        let sending = async { Ok(inner.send(&call, &ticket, envelope).await?.await) };
-        let sent = timeout_at(inner.env().now() + begin, sending).await;
-        let verdict = sent.unwrap_or_else(|_late| Err(call.not_sent_within(begin)))?;
-        inner.verdict(&call, verdict)?;
-        inner.sent(&ticket)?;
+        inner.begin(&call, &ticket, envelope, begin).await?;
         let (until, timeout) = (bounded.then_some(call.until), call.timeout);
         Ok(ReplyStream {
             inner: Arc::clone(&self.inner),
@@ -209,6 +205,30 @@ impl RpcClient {
             ended: false,
             items: PhantomData,
         })
+    }
+}
+
+impl Inner {
+    /// Sends a request for a stream and waits until the broker has it. Its server is told when the
+    /// future is dropped, or when it is late and may be on its way.
+    async fn begin(
+        &self,
+        call: &Call<'_>,
+        ticket: &Ticket,
+        envelope: Envelope,
+        time: Duration,
+    ) -> Result<(), RpcError> {
+        let mut given_up = GivenUp { inner: self, call, ticket, ended: false };
+        let sending = async {
+            let verdict = self.send(call, ticket, envelope).await?.await;
+            self.verdict(call, verdict)?;
+            self.sent(ticket)
+        };
+        let Ok(sent) = timeout_at(self.env().now() + time, sending).await else {
+            return Err(call.not_sent_within(time));
+        };
+        given_up.ended = true;
+        sent
     }
 }
 

@@ -12,7 +12,7 @@ use super::{
     inbox::{Claim, Inbox, InboxKey, StoredReply},
     method::{Answer, Method},
     replies::Replies,
-    streaming::Streaming,
+    streaming::{Sent, Streaming},
 };
 use crate::{
     codec::Codec,
@@ -88,14 +88,23 @@ impl Process for Serve {
             self.count(Count::Cancelled);
             return Disposition::Ack;
         };
-        let work = Work { serve: self, request, method, context: &context, in_hand: &in_hand };
+        let work = Work {
+            serve: self,
+            request,
+            method,
+            context: &context,
+            in_hand: &in_hand,
+            stopped: cancellation,
+        };
         if let Some(key) = work.inbox_key() {
             work.once_for(&key).await
         } else if let Some(granted) = granted {
             work.stream(granted).await
         } else {
-            let outcome = work.run().await;
-            work.answer(outcome).await
+            match work.run().await {
+                outcome if work.was_called_off(&outcome) => Disposition::Release,
+                outcome => work.answer(outcome).await,
+            }
         }
     }
 }
@@ -169,9 +178,22 @@ struct Work<'a> {
     method: &'a Method,
     context: &'a Context,
     in_hand: &'a InHand<'a>,
+    /// Cancelled when the time is over that a stop gave to what was in hand.
+    stopped: &'a CancellationToken,
 }
 
 impl Work<'_> {
+    /// Whether this server gives the request up, whose caller waits for another to answer it.
+    fn is_left(&self) -> bool {
+        self.stopped.is_cancelled() && !self.in_hand.is_given_up()
+    }
+
+    /// Whether the method did not fail, but ended for the stop of this server.
+    fn was_called_off<T>(&self, outcome: &Result<T, HandlerError>) -> bool {
+        let cancelled = |error: &HandlerError| error.class() == ErrorClass::Cancelled;
+        outcome.as_ref().is_err_and(cancelled) && self.is_left()
+    }
+
     /// Runs the method. From its deadline on the handler sees that nobody waits for it.
     async fn run(&self) -> Result<Answer, HandlerError> {
         let Self { serve, request, method, context, .. } = self;
@@ -219,6 +241,9 @@ impl Work<'_> {
             serve.count(Count::Cancelled);
             return Disposition::Ack;
         }
+        if self.was_called_off(&outcome) {
+            return Disposition::Release;
+        }
         let items = match outcome {
             Ok(Answer::Stream(items)) => items,
             other => return self.answer(other).await,
@@ -240,7 +265,11 @@ impl Work<'_> {
         if self.in_hand.is_given_up() {
             serve.count(Count::Cancelled);
         }
-        ended.unwrap_or(Disposition::Ack)
+        match ended {
+            // Whoever runs it next tells the caller at once that the items do not go on.
+            Some(Sent::CalledOff) if self.is_left() => Disposition::Release,
+            _ => Disposition::Ack,
+        }
     }
 
     /// What the request is known by, where it is one that is handled once.
@@ -265,6 +294,9 @@ impl Work<'_> {
         let claim = tokio::select! {
             biased;
             () = self.context.cancellation().cancelled() => {
+                if self.is_left() {
+                    return Disposition::Release;
+                }
                 self.serve.count(Count::Cancelled);
                 return Disposition::Ack;
             }
@@ -284,6 +316,9 @@ impl Work<'_> {
         }
         let claimed = Claimed { inbox, key };
         let outcome = self.run().await;
+        if self.was_called_off(&outcome) {
+            return Disposition::Release;
+        }
         let lasting = match &outcome {
             Ok(_) => true,
             Err(error) => error.class() == ErrorClass::Rejected,

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     codec::Codec,
-    consuming::{Disposition, catch_panic},
+    consuming::catch_panic,
     handler::HandlerError,
     headers,
     rpc::{control::count_header, wire},
@@ -36,8 +36,19 @@ pub(super) struct Streaming<'a> {
     pub(super) cancellation: &'a CancellationToken,
 }
 
+/// How the sending of a stream ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sent {
+    /// The request is done with: another run could not take it up.
+    Done,
+    /// It was cancelled on the way.
+    CalledOff,
+}
+
 /// Why a stream is not sent on.
 enum Stopped {
+    /// It is cancelled.
+    CalledOff,
     /// Nobody reads it any more, or what was sent is lost.
     Left,
     /// It failed by itself.
@@ -48,9 +59,8 @@ enum Stopped {
 type Confirms = FuturesUnordered<Confirm>;
 
 impl Streaming<'_> {
-    /// Sends the items, and how they ended. The request is done with then in any case: another run
-    /// could not take it up.
-    pub(super) async fn send(self, mut items: Items) -> Disposition {
+    /// Sends the items, and how they ended.
+    pub(super) async fn send(self, mut items: Items) -> Sent {
         let mut confirms = Confirms::new();
         let mut seq = 0;
         let ended = loop {
@@ -71,6 +81,7 @@ impl Streaming<'_> {
         let last = match ended {
             Ok(()) => self.nothing().map(|end| end.with_header(headers::STREAM_END, true)),
             Err(Stopped::Failed(error)) => self.replies.written(self.codec, Err(&error)),
+            Err(Stopped::CalledOff) => return Sent::CalledOff,
             Err(Stopped::Left) => None,
         };
         if let Some(last) = last
@@ -82,7 +93,7 @@ impl Streaming<'_> {
                 }
             }
         }
-        Disposition::Ack
+        Sent::Done
     }
 
     /// The next item, however long it takes.
@@ -94,7 +105,7 @@ impl Streaming<'_> {
         loop {
             tokio::select! {
                 biased;
-                () = self.cancellation.cancelled() => return Err(Stopped::Left),
+                () = self.cancellation.cancelled() => return Err(Stopped::CalledOff),
                 stopped = self.refused(confirms) => return Err(stopped),
                 item = catch_panic(items.try_next()) => return item.map_err(Stopped::Failed),
                 () = sleep(SIGN_OF_LIFE) => {}
@@ -109,7 +120,7 @@ impl Streaming<'_> {
         loop {
             tokio::select! {
                 biased;
-                () = self.cancellation.cancelled() => return Err(Stopped::Left),
+                () = self.cancellation.cancelled() => return Err(Stopped::CalledOff),
                 stopped = self.refused(confirms) => return Err(stopped),
                 granted = credit.wait_for(|granted| *granted > seq) => {
                     // Without its sender the call is not known any more.

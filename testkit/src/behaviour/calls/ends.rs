@@ -3,7 +3,6 @@
 use std::{future::pending, time::Duration};
 
 use futures_util::{StreamExt, stream};
-use postrider_core::{Queue, Topology};
 use postrider_patterns::{
     BatchOptions, CallOptions, Context, ErrorClass, Limits, RpcError, StreamOptions,
 };
@@ -278,8 +277,7 @@ async fn what_was_asked_for_a_call_that_is_over_is_not_believed(scene: Scene) {
         assert_eq!(reply.expect("it is served now"), 4, "after a call of {micros} µs");
         server.stop(Duration::from_secs(1)).await;
         // It outlives its servers, and the next early call is to find nothing.
-        let queue = Topology::new().queue(Queue::classic(service.queue()));
-        scene.transport().remove(&queue).await.expect("the queue is removed");
+        service.delete_queue().await;
     }
 }
 

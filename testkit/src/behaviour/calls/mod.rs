@@ -7,6 +7,7 @@ mod gathering;
 mod losses;
 mod overload;
 mod service;
+mod stopping;
 mod streams;
 
 use super::Behaviour;
@@ -16,6 +17,7 @@ pub(super) fn behaviours() -> Vec<Behaviour> {
         ends::behaviours(),
         duplicates::behaviours(),
         losses::behaviours(),
+        stopping::behaviours(),
         overload::behaviours(),
         gathering::behaviours(),
         streams::behaviours(),

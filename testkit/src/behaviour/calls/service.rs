@@ -64,6 +64,12 @@ impl Service {
         self.naming.rpc_queue(MATH)
     }
 
+    /// Deletes the queue of requests.
+    pub(super) async fn delete_queue(&self) {
+        let queue = Topology::new().queue(Queue::classic(self.queue()));
+        self.scene.transport().remove(&queue).await.expect("the queue is removed");
+    }
+
     /// Where the server `id` takes requests to all servers from.
     pub(super) fn queue_for_all(&self, id: &str) -> String {
         self.naming.rpc_instance_queue(MATH, "all", id)

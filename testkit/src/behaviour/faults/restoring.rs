@@ -19,6 +19,7 @@ pub(super) fn behaviours() -> Vec<Behaviour> {
         Behaviour::new(five_rapid_closes_leave_one_of_everything, LOSS),
         Behaviour::new(reply_queue_is_back_after_losses, LOSS),
         Behaviour::new(exclusive_queue_waits_for_its_dead_owner, NETWORK),
+        Behaviour::new(queue_that_ran_out_meanwhile_is_back, NETWORK),
     ]
 }
 
@@ -51,6 +52,36 @@ async fn auto_delete_things_come_back_with_their_bindings(scene: Scene) {
         reader.after_loss(&epoch.to_string()).await.ack();
     }
     scene.has_consumers(&topology.queues[0].name, 1).await;
+}
+
+/// A queue that goes some time after its last consumer is gone when its connection comes back late.
+async fn queue_that_ran_out_meanwhile_is_back(scene: Scene) {
+    let (exchange, queue) = (scene.name("events"), scene.name("requests"));
+    let topology = Topology::new()
+        .exchange(Exchange::topic(exchange.clone()))
+        .queue(Queue::classic(queue.clone()).with_expires(Duration::from_secs(1)))
+        .bind(Binding::queue(exchange.clone(), queue.clone(), "order.#"));
+    scene.remember(topology.clone());
+    let (proxy, victim) = scene.connect_through_proxy(Duration::from_secs(30)).await;
+    victim.transport.declare(&topology).await.expect("a queue that expires");
+    let mut reader = scene.read_on(&victim.transport, &queue, 10).await;
+    let mut events = victim.transport.events();
+    proxy.refuse();
+    proxy.cut();
+    scene
+        .eventually("the queue is gone", async || {
+            match scene.transport().queue_info(&queue).await.expect("an answer") {
+                None => Ok(()),
+                Some(info) => Err(format!("{info:?}")),
+            }
+        })
+        .await;
+    proxy.heal();
+    scene.restored(&mut events, 2).await;
+    let address = Address::exchange(exchange, "order.created");
+    scene.publish_envelopes([Envelope::new(address, Message::new("after"))]).await;
+    reader.after_loss("after").await.ack();
+    scene.has_consumers(&queue, 1).await;
 }
 
 /// What somebody deleted, the transport's own user or another, is not there again after a loss.
