@@ -115,6 +115,11 @@ async fn a_file_arrives_whole_and_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_receiver_begins_by_sweeping_what_nobody_came_back_to() {
+    files::a_receiver_begins_by_sweeping_what_nobody_came_back_to(world()).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_abort_leaves_no_file() {
     files::an_abort_leaves_no_file(world()).await;
 }

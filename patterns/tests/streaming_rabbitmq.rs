@@ -100,6 +100,9 @@ const FUNCTIONS: &[(&str, Function)] = &[
     ("a_file_arrives_whole_and_alone", |world| {
         Box::pin(files::a_file_arrives_whole_and_alone(world))
     }),
+    ("a_receiver_begins_by_sweeping_what_nobody_came_back_to", |world| {
+        Box::pin(files::a_receiver_begins_by_sweeping_what_nobody_came_back_to(world))
+    }),
     ("an_abort_leaves_no_file", |world| Box::pin(files::an_abort_leaves_no_file(world))),
     ("a_receiver_that_was_restarted_goes_on_with_its_file", |world| {
         Box::pin(files::a_receiver_that_was_restarted_goes_on_with_its_file(world))

@@ -1,8 +1,13 @@
 //! Streams that become files.
 
-use std::{io::Cursor, time::Duration};
+use std::{
+    fs::File,
+    io::Cursor,
+    time::{Duration, SystemTime},
+};
 
-use postrider_patterns::{ContentHash, Outgoing, StreamError};
+use postrider_core::ErrorKind;
+use postrider_patterns::{ContentHash, Outgoing, StreamError, StreamReceiver};
 use postrider_testkit::harness::Fault;
 
 use super::world::{SOON, World, comes_to, gated, payload, soon};
@@ -36,6 +41,31 @@ pub(crate) async fn a_file_arrives_whole_and_alone(world: World) {
     let missing = Outgoing::file(world.directory().join("missing")).await;
     assert!(matches!(missing, Err(StreamError::Io { .. })));
     receiver.stop(SOON).await;
+}
+
+pub(crate) async fn a_receiver_begins_by_sweeping_what_nobody_came_back_to(world: World) {
+    let transport = world.connect().await.transport;
+    let hour = Duration::from_secs(3_600);
+    let now = SystemTime::from(transport.env().timestamp());
+    let id = transport.env().new_id();
+    for (name, age) in [("old", 2 * hour), ("young", hour / 2)] {
+        let part = world.directory().join(format!("{name}.mp4.{id}.part"));
+        File::create(part).unwrap().set_modified(now - age).unwrap();
+    }
+    let receiver = StreamReceiver::new(world.service.clone())
+        .on(|_incoming, _context| async { Ok(()) })
+        .sweep(world.directory(), hour)
+        .start(&transport)
+        .await
+        .unwrap();
+    assert_eq!(world.files(), [format!("young.mp4.{id}.part")]);
+    receiver.stop(SOON).await;
+    let missing = StreamReceiver::new(world.service.clone())
+        .on(|_incoming, _context| async { Ok(()) })
+        .sweep(world.directory().join("missing"), hour)
+        .start(&transport)
+        .await;
+    assert_eq!(missing.unwrap_err().kind(), ErrorKind::Invalid);
 }
 
 pub(crate) async fn an_abort_leaves_no_file(world: World) {

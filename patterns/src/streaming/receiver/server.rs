@@ -152,8 +152,8 @@ impl StreamReceiver {
     /// # Errors
     ///
     /// [`ErrorKind::Invalid`] for a receiver without a handler, settings out of range, a service
-    /// whose queues would have too long a name or a directory that cannot be swept, and what [`Transport::declare`], [`Transport::publisher`] and
-    /// [`Transport::consumer`] fail with.
+    /// whose queues would have too long a name or a directory that cannot be swept, and what
+    /// [`Transport::declare`], [`Transport::publisher`] and [`Transport::consumer`] fail with.
     pub async fn start(self, transport: &Arc<dyn Transport>) -> Result<Running> {
         let Self { service, settings, handler, sweeps } = self;
         let Some(handler) = handler else {
