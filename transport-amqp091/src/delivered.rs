@@ -5,11 +5,14 @@ use std::{borrow::Cow, sync::Arc};
 use bytes::Bytes;
 use postrider_core::{Address, DeliveryInfo, Envelope};
 
-use postrider_rabbitmq::delay::{self, take_count};
+use postrider_rabbitmq::{
+    Version,
+    delay::{self, take_count},
+};
 
 use crate::properties;
 
-/// The header in which a quorum queue counts failures, and before 4.3 every return.
+/// The header in which a quorum queue counts failures, and before 4.3 every return. It writes no 0.
 const DELIVERY_COUNT: &str = "x-delivery-count";
 
 /// The header in which a quorum queue counts earlier deliveries, since 4.3.
@@ -25,10 +28,12 @@ pub(crate) struct Delivered {
     pub(crate) info: DeliveryInfo,
 }
 
-/// Reads a delivery from `queue`. Only a stream's offset is the broker's word.
+/// Reads a delivery from `queue`. What the broker does not write itself may be anybody's word, also a
+/// count.
 pub(crate) fn read(
     queue: &Arc<str>,
     is_stream: bool,
+    version: Version,
     delivery: lapin::message::Delivery,
 ) -> Delivered {
     let exchange = String::from(delivery.exchange);
@@ -43,12 +48,16 @@ pub(crate) fn read(
     let failures = take_count(headers, DELIVERY_COUNT).unwrap_or(0);
     let acquired = take_count(headers, ACQUIRED_COUNT).unwrap_or(0);
     // A dead letter may bring the counts of the queue it comes from.
-    let (failures, acquired) = if delivery.redelivered { (failures, acquired) } else { (0, 0) };
+    let (failures, acquired) = match version.counts_failures_apart() {
+        _ if !delivery.redelivered => (0, 0),
+        true => (failures.min(acquired), acquired),
+        false => (failures, failures),
+    };
     let offset = is_stream.then(|| properties::take_offset(headers, STREAM_OFFSET)).flatten();
     headers.remove(delay::DELIVERY_TIME);
     let earlier = delay::take_counts(headers);
     delay::hide_deaths(headers);
-    let here = acquired.max(failures).max(u32::from(delivery.redelivered));
+    let here = acquired.max(u32::from(delivery.redelivered));
     let mut info = DeliveryInfo::first(queue.clone());
     info.failures = failures.saturating_add(earlier.failures);
     info.attempt = here.saturating_add(earlier.attempts).saturating_add(1);

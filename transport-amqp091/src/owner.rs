@@ -320,11 +320,15 @@ impl Owner {
             write(cancel).await?;
             while let Some(Some(Ok(delivery))) = self.deliveries.next().now_or_never() {
                 unread.push(delivery.delivery_tag);
-                let kept = delivered::read(self.stay.queue(), self.is_stream, delivery);
+                let kept = self.read(delivery);
                 self.stay.book().ledger.enter(*unread.last().unwrap_or(&0), kept);
             }
         }
         Ok(())
+    }
+
+    fn read(&self, delivery: lapin::message::Delivery) -> Delivered {
+        delivered::read(self.stay.queue(), self.is_stream, self.session.version(), delivery)
     }
 
     /// Gives back what nobody was handed.
@@ -346,7 +350,7 @@ impl Owner {
         let mut next = Some(first);
         while let Some(Some(Ok(delivery))) = next {
             let tag = delivery.delivery_tag;
-            let delivered = delivered::read(self.stay.queue(), self.is_stream, delivery);
+            let delivered = self.read(delivery);
             self.taken.push(Taken { stay: self.stay.clone(), tag, delivered });
             next =
                 if self.taken.len() < RUN { self.deliveries.next().now_or_never() } else { None };

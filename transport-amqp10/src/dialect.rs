@@ -112,6 +112,11 @@ impl Dialect {
         matches!(self, Self::RabbitMq(version) if !version.counts_failures_apart())
     }
 
+    /// Whether a quorum queue counts how often a message was handed out, apart from its failures.
+    pub(crate) fn counts_acquired(&self) -> bool {
+        matches!(self, Self::RabbitMq(version) if version.counts_failures_apart())
+    }
+
     /// Whether one link takes messages to any address.
     pub(crate) const fn relays(&self) -> bool {
         match self {

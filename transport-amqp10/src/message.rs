@@ -245,8 +245,8 @@ pub(crate) fn read(
     };
     let failures = if dialect.counts_returns() { failures.max(returned) } else { failures };
     // A dead letter may bring the counts of the queue it comes from.
-    let (failures, returned) =
-        if redelivered { (failures, returned.max(acquired)) } else { (0, 0) };
+    let returned = if dialect.counts_acquired() { acquired } else { returned };
+    let (failures, returned) = if redelivered { (failures, returned) } else { (0, 0) };
     // On the way to another queue anybody may have written it.
     let offset = headers.get(STREAM_OFFSET).and_then(HeaderValue::as_int).filter(|_| is_stream);
     headers.remove(STREAM_OFFSET);

@@ -267,7 +267,9 @@ async fn headers_of_brokers_are_nobodys_word(scene: Scene) {
     let message = Message::new("forged")
         .with_header("x-stream-offset", 7_i64)
         .with_header("postrider-attempt", 1_000_i64)
-        .with_header("postrider-failures", 1_000_i64);
+        .with_header("postrider-failures", 1_000_i64)
+        .with_header("x-delivery-count", 1_000_i64)
+        .with_header("x-acquired-count", 1_000_i64);
     scene.publish_message(&queue, message).await;
     let mut reader = scene.read(&queue, 10).await;
     let first = reader.next().await;
@@ -276,5 +278,13 @@ async fn headers_of_brokers_are_nobodys_word(scene: Scene) {
     first.retry(Duration::ZERO);
     let second = reader.next().await;
     assert_counts(&second, 2, 1);
+    second.ack();
+    // A broker that has counted no failure may write none over it, and then it has been returned.
+    let message = Message::new("released").with_header("x-delivery-count", 1_000_i64);
+    scene.publish_message(&queue, message).await;
+    reader.next().await.release();
+    let second = reader.next().await;
+    assert_eq!(second.info().attempt, 2, "{:?}", second.info());
+    assert!(second.info().failures <= 1, "{:?}", second.info());
     second.ack();
 }

@@ -158,7 +158,7 @@ async fn comes_once(
                 return Err(format!("{verdict:?}"));
             }
             // It may have gone with a queue that was lost once more.
-            let came = tokio::time::timeout(Duration::from_secs(2), reader.consumer().recv()).await;
+            let came = time::timeout(Duration::from_secs(2), reader.consumer().recv()).await;
             match came {
                 Ok(Some(Ok(delivery))) => {
                     delivery.ack();
