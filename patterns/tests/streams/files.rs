@@ -186,7 +186,7 @@ pub(crate) async fn two_transfers_of_one_stream_do_not_share_a_file(world: World
 pub(crate) async fn a_path_that_cannot_be_written_is_the_receiver_s_fault(world: World) {
     let (sending, receiving) = (world.connect().await.transport, world.connect().await.transport);
     let target = world.directory().join("missing").join("film.mp4");
-    let receiver = postrider_patterns::StreamReceiver::new(world.service.clone())
+    let receiver = StreamReceiver::new(world.service.clone())
         .on(move |incoming: postrider_patterns::Incoming, _context| {
             let target = target.clone();
             async move {
