@@ -33,6 +33,8 @@ pub const STREAM_CRC32C: &str = "postrider-stream-crc32c";
 pub const ERROR_DETAIL: &str = "postrider-error-detail";
 /// The key by which a service recognises a request that is sent again; without it the message id.
 pub const IDEMPOTENCY_KEY: &str = "postrider-idempotency-key";
+/// The key of a unique task: while one of a key is queued or at work, another is a duplicate.
+pub const UNIQUE_KEY: &str = "postrider-unique-key";
 /// Who gave the idempotency key: keys of different callers are different.
 pub const CALLER: &str = "postrider-caller";
 /// Which server answered; of the reply to a request that went to all of them.

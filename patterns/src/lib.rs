@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`rpc`] | a request to a service and its reply |
 //! | [`pubsub`] | events for every subscription |
-//! | [`work_queue`] | tasks for one of many workers |
+//! | [`work_queue`] | tasks for one of many workers, with handles that tell how they fare |
 //! | [`streaming`] | large payloads in chunks, to a reader or a file |
 //! | [`routing`] | routers, splitters, aggregators and partitions between queues |
 //! | [`resilience`] | retries, and what becomes of a message that is given up |
@@ -94,4 +94,7 @@ pub use streaming::{
     ContentHash, Incoming, Outgoing, Progress, Receipt, Saved, StreamError, StreamReceiver,
     StreamSender, StreamSenderBuilder, Transfer,
 };
-pub use work_queue::{DEFAULT_PRIORITY, SubmitOptions, Task, WorkQueue, WorkQueueBuilder, Worker};
+pub use work_queue::{
+    DEFAULT_PRIORITY, SubmitOptions, Task, TaskError, TaskHandle, TaskProgress, TaskState,
+    TaskStatus, TaskWithResult, WorkQueue, WorkQueueBuilder, Worker,
+};

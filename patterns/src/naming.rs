@@ -27,6 +27,8 @@ pub struct Naming {
     durable_subscription_queue: Cow<'static, str>,
     ephemeral_subscription_queue: Cow<'static, str>,
     task_queue: Cow<'static, str>,
+    task_exchange: Cow<'static, str>,
+    task_instance_queue: Cow<'static, str>,
     stream_queue: Cow<'static, str>,
     transfer_queue: Cow<'static, str>,
     partition_queue: Cow<'static, str>,
@@ -45,6 +47,8 @@ impl Default for Naming {
             durable_subscription_queue: Cow::Borrowed("{service}.{subscription}"),
             ephemeral_subscription_queue: Cow::Borrowed("{subscription}.{id}"),
             task_queue: Cow::Borrowed("{queue}"),
+            task_exchange: Cow::Borrowed("{queue}.control"),
+            task_instance_queue: Cow::Borrowed("{queue}.control.{id}"),
             stream_queue: Cow::Borrowed("stream_{service}"),
             transfer_queue: Cow::Borrowed("stream_{service}_{id}"),
             partition_queue: Cow::Borrowed("{queue}.partition.{number}"),
@@ -68,6 +72,8 @@ impl Naming {
             durable_subscription_queue: add(self.durable_subscription_queue),
             ephemeral_subscription_queue: add(self.ephemeral_subscription_queue),
             task_queue: add(self.task_queue),
+            task_exchange: add(self.task_exchange),
+            task_instance_queue: add(self.task_instance_queue),
             stream_queue: add(self.stream_queue),
             transfer_queue: add(self.transfer_queue),
             partition_queue: add(self.partition_queue),
@@ -137,6 +143,21 @@ impl Naming {
     #[must_use]
     pub fn with_task_queue(mut self, template: impl Into<Cow<'static, str>>) -> Self {
         self.task_queue = template.into();
+        self
+    }
+
+    /// Sets the fanout exchange that leads to every worker of a queue. Default: `{queue}.control`,
+    /// where `{queue}` is the name that the task gives.
+    #[must_use]
+    pub fn with_task_exchange(mut self, template: impl Into<Cow<'static, str>>) -> Self {
+        self.task_exchange = template.into();
+        self
+    }
+
+    /// Sets the queue that one worker has for itself. Default: `{queue}.control.{id}`.
+    #[must_use]
+    pub fn with_task_instance_queue(mut self, template: impl Into<Cow<'static, str>>) -> Self {
+        self.task_instance_queue = template.into();
         self
     }
 
@@ -226,6 +247,18 @@ impl Naming {
     #[must_use]
     pub fn task_queue(&self, queue: &str) -> String {
         fill(&self.task_queue, &[("{queue}", queue)])
+    }
+
+    /// The fanout exchange that leads to every worker of the tasks that name `queue`.
+    #[must_use]
+    pub fn task_exchange(&self, queue: &str) -> String {
+        fill(&self.task_exchange, &[("{queue}", queue)])
+    }
+
+    /// The queue that the worker `id` of the tasks that name `queue` has for itself.
+    #[must_use]
+    pub fn task_instance_queue(&self, queue: &str, id: &str) -> String {
+        fill(&self.task_instance_queue, &[("{queue}", queue), ("{id}", id)])
     }
 
     /// The queue that `service` takes offers of streams from.

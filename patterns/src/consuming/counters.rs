@@ -1,4 +1,10 @@
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    mem,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 /// What a consume loop has done so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -14,12 +20,16 @@ pub struct RunStats {
     pub released: u64,
     /// Requests whose deadline had passed and that were not run. RPC servers only.
     pub expired: u64,
-    /// Replies that were dropped because they reached nobody or were refused. RPC servers only.
+    /// Replies of RPC servers, and results of workers, that were dropped because they reached nobody
+    /// or were refused.
     pub replies_dropped: u64,
-    /// Requests whose callers gave them up: not run, or run without a reply. RPC servers only.
+    /// Requests whose callers gave them up: not run, or run without a reply. Tasks that were called
+    /// off: not run, or run without success. Of RPC servers and workers.
     pub cancelled: u64,
     /// Requests that had been handled before and got the reply that was stored. RPC servers only.
     pub replayed: u64,
+    /// Tasks that were not run because one of the same unique key was. Workers only.
+    pub duplicates: u64,
 }
 
 impl RunStats {
@@ -34,6 +44,7 @@ impl RunStats {
             replies_dropped: self.replies_dropped + other.replies_dropped,
             cancelled: self.cancelled + other.cancelled,
             replayed: self.replayed + other.replayed,
+            duplicates: self.duplicates + other.duplicates,
         }
     }
 }
@@ -50,14 +61,18 @@ pub(crate) enum Count {
     RepliesDropped,
     Cancelled,
     Replayed,
+    Duplicates,
 }
 
 #[derive(Debug, Default)]
-pub(crate) struct Counters([AtomicU64; 9]);
+pub(crate) struct Counters {
+    figures: [AtomicU64; 10],
+    unfinished: Mutex<Vec<String>>,
+}
 
 impl Counters {
     pub(crate) fn add(&self, count: Count) {
-        self.0[count as usize].fetch_add(1, Ordering::Relaxed);
+        self.figures[count as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn stats(&self) -> RunStats {
@@ -70,6 +85,7 @@ impl Counters {
             replies_dropped: self.get(Count::RepliesDropped),
             cancelled: self.get(Count::Cancelled),
             replayed: self.get(Count::Replayed),
+            duplicates: self.get(Count::Duplicates),
         }
     }
 
@@ -79,7 +95,20 @@ impl Counters {
         self.get(Count::Taken).saturating_sub(settled)
     }
 
+    /// Notes a message whose handler was given up.
+    pub(crate) fn unfinished(&self, id: &str) {
+        self.noted().push(id.to_owned());
+    }
+
+    pub(crate) fn take_unfinished(&self) -> Vec<String> {
+        mem::take(&mut *self.noted())
+    }
+
+    fn noted(&self) -> MutexGuard<'_, Vec<String>> {
+        self.unfinished.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn get(&self, count: Count) -> u64 {
-        self.0[count as usize].load(Ordering::Relaxed)
+        self.figures[count as usize].load(Ordering::Relaxed)
     }
 }

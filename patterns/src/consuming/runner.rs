@@ -35,6 +35,16 @@ pub(crate) trait Process: Send + Sync + 'static {
         info: &DeliveryInfo,
         cancellation: &CancellationToken,
     ) -> impl Future<Output = Disposition> + Send;
+
+    /// What a pattern does when a message is kept among the dead letters, before it is settled.
+    fn dead_lettered(
+        &self,
+        _envelope: &Arc<Envelope>,
+        _info: &DeliveryInfo,
+        _error: &HandlerError,
+    ) -> impl Future<Output = ()> + Send {
+        async {}
+    }
 }
 
 impl<P: Process> Process for Arc<P> {
@@ -45,6 +55,15 @@ impl<P: Process> Process for Arc<P> {
         cancellation: &CancellationToken,
     ) -> Disposition {
         P::process(self, envelope, info, cancellation).await
+    }
+
+    async fn dead_lettered(
+        &self,
+        envelope: &Arc<Envelope>,
+        info: &DeliveryInfo,
+        error: &HandlerError,
+    ) {
+        P::dead_lettered(self, envelope, info, error).await;
     }
 }
 
@@ -203,6 +222,7 @@ impl<P: Process> InHand<P> {
                 match runner.keeper.keep(&envelope, &info, &error).await {
                     Ok(()) => {
                         tracing::error!(queue = %info.queue, %error, "message dead-lettered");
+                        runner.process.dead_lettered(&envelope, &info, &error).await;
                         self.settle(Count::DeadLettered, Delivery::ack);
                     }
                     Err(closed) if closed.kind() == ErrorKind::Closed => drop(self),
@@ -231,7 +251,13 @@ impl<P: Process> InHand<P> {
 impl<P: Process> Drop for InHand<P> {
     fn drop(&mut self) {
         if let Some(delivery) = self.delivery.take() {
-            self.work.runner.counters.add(Count::Released);
+            let Work { runner, kill } = &*self.work;
+            if kill.is_cancelled()
+                && let Some(id) = delivery.message().message_id.as_deref()
+            {
+                runner.counters.unfinished(id);
+            }
+            runner.counters.add(Count::Released);
             delivery.release();
         }
     }

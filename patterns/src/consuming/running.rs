@@ -33,13 +33,16 @@ pub(crate) enum State {
 }
 
 /// What a stop did with the messages in hand.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct StopReport {
     /// Messages whose handlers finished while it stopped.
     pub finished: u64,
     /// Messages whose handlers did not finish; they went back to the queue, uncounted.
     pub released: u64,
+    /// The ids of the messages whose handlers were given up, those of [`released`](Self::released)
+    /// that have one.
+    pub unfinished: Vec<String>,
     /// Messages whose handlers could not be given up, because they hold their threads: they compute
     /// or block without an await. Each is settled when its handler comes to its next await or its
     /// end; until then it is in hand.
@@ -49,9 +52,12 @@ pub struct StopReport {
 impl StopReport {
     /// Of two loops together.
     pub(crate) fn plus(self, other: Self) -> Self {
+        let mut unfinished = self.unfinished;
+        unfinished.extend(other.unfinished);
         Self {
             finished: self.finished + other.finished,
             released: self.released + other.released,
+            unfinished,
             still_running: self.still_running + other.still_running,
         }
     }
@@ -124,6 +130,7 @@ impl Running {
         StopReport {
             finished: finished(after) - finished(before),
             released: after.released - before.released,
+            unfinished: self.counters.take_unfinished(),
             still_running: self.counters.in_hand(&after),
         }
     }

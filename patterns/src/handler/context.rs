@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use postrider_core::{Address, DeliveryInfo, Env, Envelope, HeaderValue, Message};
 use tokio_util::sync::CancellationToken;
 
-use crate::headers;
+use crate::{headers, work_queue::ProgressReports};
 
 /// The message that a handler works on, and what surrounds it. Cloning is cheap.
 #[derive(Clone)]
@@ -23,6 +23,8 @@ struct Inner {
     given_up: CancellationToken,
     /// Its own, made when it asks.
     cancellation: OnceLock<CancellationToken>,
+    /// Of a task whose submitter wants to hear of it.
+    progress: Option<ProgressReports>,
 }
 
 impl Context {
@@ -45,7 +47,16 @@ impl Context {
         given_up: &CancellationToken,
     ) -> Self {
         let (given_up, cancellation) = (given_up.clone(), OnceLock::new());
-        Self(Arc::new(Inner { envelope, info, env, deadline, given_up, cancellation }))
+        let progress = None;
+        Self(Arc::new(Inner { envelope, info, env, deadline, given_up, cancellation, progress }))
+    }
+
+    /// The same, just made, whose progress is reported.
+    pub(crate) fn reporting(mut self, progress: Option<ProgressReports>) -> Self {
+        if let Some(inner) = Arc::get_mut(&mut self.0) {
+            inner.progress = progress;
+        }
+        self
     }
 
     pub(crate) fn envelope(&self) -> &Arc<Envelope> {
@@ -134,10 +145,20 @@ impl Context {
     /// Cancelled when the work is of no use any more. In a server: when the caller gave up the call,
     /// or its deadline passed; the handler goes on unless it looks. Everywhere: when the handler
     /// itself is given up, because its server or worker stops; it is dropped at its next await
-    /// then, and the token is for work that it started elsewhere.
+    /// then, and the token is for work that it started elsewhere. In a worker also when the task was
+    /// [called off](crate::WorkQueue::cancel); the handler goes on unless it looks.
     #[must_use]
     pub fn cancellation(&self) -> &CancellationToken {
         self.0.cancellation.get_or_init(|| self.0.given_up.child_token())
+    }
+
+    /// Tells who tracks this task how far it is, from 0 to 1, and what it is at. It never waits and
+    /// may be lost: at most four times a second are sent, and what comes between is dropped. For a
+    /// message that is no tracked task it does nothing.
+    pub fn progress(&self, fraction: f64, message: &str) {
+        if let Some(progress) = &self.0.progress {
+            progress.report(fraction, message);
+        }
     }
 
     /// Marks `message` as caused by this one and as part of its conversation.

@@ -53,6 +53,8 @@ pub mod codes {
     pub const TOO_MANY_PARTS: &str = "TOO_MANY_PARTS";
     /// The group of a part did not become complete.
     pub const INCOMPLETE: &str = "INCOMPLETE";
+    /// A task was done, and its result cannot be sent to its submitter.
+    pub const RESULT_UNSENDABLE: &str = "RESULT_UNSENDABLE";
     /// A handler panicked.
     pub const PANIC: &str = "PANIC";
     /// A handler did not end within its time.

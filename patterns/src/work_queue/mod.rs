@@ -5,6 +5,9 @@
 //! when no worker exists yet. It is done at least once; what fails is retried by policy and then
 //! kept in the dead-letter queue, and so is what no worker understands and what expired.
 //!
+//! A submitter that wants to hear of a task keeps its [`TaskHandle`]: status, progress, result, and
+//! the means to call it off.
+//!
 //! # Example: a task and its worker
 //!
 //! ```
@@ -45,13 +48,27 @@
 //! # }
 //! ```
 
+mod control;
+mod handle;
+mod options;
 mod queue;
+mod report;
+mod reporting;
+mod status;
 mod task;
+mod tracked;
+mod tracking;
+mod unique;
 mod wire;
+mod work;
 mod worker;
 
-pub use queue::{SubmitOptions, WorkQueue, WorkQueueBuilder};
-pub use task::Task;
+pub use handle::TaskHandle;
+pub use options::SubmitOptions;
+pub use queue::{WorkQueue, WorkQueueBuilder};
+pub(crate) use reporting::ProgressReports;
+pub use status::{TaskError, TaskProgress, TaskState, TaskStatus};
+pub use task::{Task, TaskWithResult};
 pub use worker::Worker;
 
 /// The priority of a task that is given none: the default of AMQP.

@@ -5,15 +5,15 @@ use std::{
 };
 
 use postrider_core::{
-    Address, Delay, Envelope, Error, ErrorKind, Message, Publisher, PublisherExt, PublisherOptions,
-    Queue, Result, Topology, Transport, Verdict,
+    Address, Envelope, ErrorKind, Message, Publisher, PublisherExt, PublisherOptions, Queue,
+    Result, Topology, Transport, Verdict,
 };
 
-use super::{DEFAULT_PRIORITY, Task, wire};
+use super::{DEFAULT_PRIORITY, SubmitOptions, Task, tracking::Tracker, wire};
 use crate::{
     codec::{Codec, Limits},
     error::PublishError,
-    handler::Context,
+    headers,
     naming::Naming,
     publishing::{MessageId, publish_each},
     resilience::{dead_letter_route, dead_letter_topology},
@@ -22,67 +22,26 @@ use crate::{
 /// How many queue names are remembered as declared; task types are few.
 const MOST_QUEUES: usize = 1_024;
 
+/// How many handles of tracked tasks there may be, unless it is said.
+const MOST_HANDLES: usize = 10_000;
+
 /// Submits tasks. Cloning shares it.
 #[derive(Debug, Clone)]
 pub struct WorkQueue {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    transport: Arc<dyn Transport>,
-    publisher: Arc<dyn Publisher>,
-    naming: Naming,
+pub(super) struct Inner {
+    pub(super) transport: Arc<dyn Transport>,
+    pub(super) publisher: Arc<dyn Publisher>,
+    pub(super) naming: Naming,
+    pub(super) limits: Limits,
+    pub(super) most_handles: usize,
+    /// Opened by the first tracked task.
+    pub(super) tracker: tokio::sync::Mutex<Option<Arc<Tracker>>>,
     codec: Codec,
-    limits: Limits,
     declared: Mutex<HashSet<&'static str>>,
-}
-
-/// What one submission differs in.
-#[derive(Debug, Clone, Default)]
-#[non_exhaustive]
-pub struct SubmitOptions {
-    /// The higher goes first. Default: [`DEFAULT_PRIORITY`]. How many the broker keeps apart is told
-    /// by [`Capabilities::priority_levels`](postrider_core::Capabilities::priority_levels).
-    pub priority: Option<u8>,
-    /// How long the task may wait before it expires into the dead-letter queue, in whole
-    /// milliseconds. Default: for ever.
-    pub ttl: Option<Duration>,
-    /// How long the task is held back first, in whole milliseconds. Default: not at all.
-    pub delay: Option<Duration>,
-    /// The handler that the task is submitted from. Default: none.
-    pub cause: Option<Context>,
-}
-
-impl SubmitOptions {
-    /// Sets [`priority`](Self::priority).
-    #[must_use]
-    pub const fn with_priority(mut self, priority: u8) -> Self {
-        self.priority = Some(priority);
-        self
-    }
-
-    /// Sets [`ttl`](Self::ttl).
-    #[must_use]
-    pub const fn with_ttl(mut self, ttl: Duration) -> Self {
-        self.ttl = Some(ttl);
-        self
-    }
-
-    /// Sets [`delay`](Self::delay).
-    #[must_use]
-    pub const fn with_delay(mut self, delay: Duration) -> Self {
-        self.delay = Some(delay);
-        self
-    }
-
-    /// Sets [`cause`](Self::cause): the task's causation id is the id of that handler's message,
-    /// its correlation id that message's conversation.
-    #[must_use]
-    pub fn caused_by(mut self, context: &Context) -> Self {
-        self.cause = Some(context.clone());
-        self
-    }
 }
 
 impl WorkQueue {
@@ -102,6 +61,7 @@ impl WorkQueue {
             naming: Naming::default(),
             codec: Codec::default(),
             limits: Limits::default(),
+            most_handles: MOST_HANDLES,
         }
     }
 
@@ -121,22 +81,16 @@ impl WorkQueue {
     ///
     /// # Errors
     ///
-    /// As [`submit`](Self::submit), and [`ErrorKind::Unsupported`] for a delay or a priority that
-    /// the broker has no means for.
+    /// As [`submit`](Self::submit); [`ErrorKind::Unsupported`] for a delay or a priority that the
+    /// broker has no means for; [`ErrorKind::Invalid`] for options that contradict each other.
     pub async fn submit_with<T: Task>(
         &self,
         task: &T,
         options: SubmitOptions,
     ) -> Result<MessageId, PublishError> {
-        self.inner.check(&options)?;
-        match self.inner.submit(task, &options).await {
-            // Somebody deleted the queue after it was declared.
-            Err(PublishError::Transport(error)) if error.kind() == ErrorKind::Unroutable => {
-                self.inner.forget(T::QUEUE);
-                self.inner.submit(task, &options).await
-            }
-            result => result,
-        }
+        let (id, envelope) = self.inner.envelope(task, &options)?;
+        self.inner.submit(T::QUEUE, envelope).await?;
+        Ok(id)
     }
 
     /// Submits tasks of one type in their order, many at a time, and waits for all of them.
@@ -165,18 +119,6 @@ impl WorkQueue {
 }
 
 impl Inner {
-    fn check(&self, options: &SubmitOptions) -> Result<()> {
-        let capabilities = self.transport.capabilities();
-        let refuse = |what| Err(Error::new(ErrorKind::Unsupported, "submit", what));
-        if options.delay.is_some() && capabilities.delayed_publish == Delay::None {
-            return refuse("this broker cannot hold a task back; submit it without a delay");
-        }
-        if options.priority.is_some() && capabilities.priority_levels == 0 {
-            return refuse("this broker has no priorities; submit the task without one");
-        }
-        Ok(())
-    }
-
     /// Declares the queue of a task once, so that the task waits for its first worker. A queue that
     /// is there is left as it is: its worker may have given it other limits.
     async fn declare(&self, name: &'static str) -> Result<()> {
@@ -186,7 +128,7 @@ impl Inner {
         }
         let queue = self.naming.task_queue(name);
         if self.transport.queue_info(&queue).await?.is_none() {
-            let topology = task_topology(&self.naming, &queue, Queue::DEFAULT_DELIVERY_LIMIT);
+            let topology = task_topology(&self.naming, &queue, QueueLimits::default());
             self.transport.declare(&topology).await?;
         }
         let mut declared = declared();
@@ -201,22 +143,25 @@ impl Inner {
         self.declared.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
 
-    async fn submit<T: Task>(
-        &self,
-        task: &T,
-        options: &SubmitOptions,
-    ) -> Result<MessageId, PublishError> {
-        self.declare(T::QUEUE).await?;
-        let (id, envelope) = self.envelope(task, options)?;
-        self.publisher.publish(envelope).await?;
-        Ok(id)
+    pub(super) async fn submit(&self, queue: &'static str, envelope: Envelope) -> Result<()> {
+        self.declare(queue).await?;
+        match self.publisher.publish(envelope.clone()).await {
+            // Somebody deleted the queue after it was declared.
+            Err(error) if error.kind() == ErrorKind::Unroutable => {
+                self.forget(queue);
+                self.declare(queue).await?;
+                self.publisher.publish(envelope).await
+            }
+            result => result,
+        }
     }
 
-    fn envelope<T: Task>(
+    pub(super) fn envelope<T: Task>(
         &self,
         task: &T,
         options: &SubmitOptions,
     ) -> Result<(MessageId, Envelope), PublishError> {
+        options.check(self.transport.capabilities())?;
         let env = self.transport.env();
         let (id, now) = (env.new_id().to_string(), env.timestamp());
         let priority = options.priority.unwrap_or(DEFAULT_PRIORITY);
@@ -228,24 +173,40 @@ impl Inner {
             .with_timestamp(now)
             .with_priority(priority);
         message.ttl = options.ttl;
+        if let Some(key) = &options.unique {
+            message.headers.set(headers::UNIQUE_KEY, key.to_string());
+        }
         match &options.cause {
             Some(context) => context.mark_caused(&mut message),
             // A task that nothing caused begins a conversation.
             None => message.correlation_id = Some(id.clone().into()),
         }
         let address = Address::queue(self.naming.task_queue(T::QUEUE));
-        let envelope = Envelope::new(address, message).after(options.delay.unwrap_or_default());
+        let envelope = Envelope::new(address, message).after(options.held_back(now));
         Ok((MessageId::new(id), envelope))
     }
 }
 
+/// What workers of one queue must agree on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct QueueLimits {
+    pub(super) delivery_limit: u32,
+    pub(super) ttl: Option<Duration>,
+}
+
+impl Default for QueueLimits {
+    fn default() -> Self {
+        Self { delivery_limit: Queue::DEFAULT_DELIVERY_LIMIT, ttl: None }
+    }
+}
+
 /// The queue of tasks and the queue of its dead letters.
-pub(super) fn task_topology(naming: &Naming, queue: &str, delivery_limit: u32) -> Topology {
-    dead_letter_topology(naming, queue).queue(
-        Queue::durable(queue.to_owned())
-            .with_delivery_limit(delivery_limit)
-            .with_dead_letter(dead_letter_route(naming, queue)),
-    )
+pub(super) fn task_topology(naming: &Naming, queue: &str, limits: QueueLimits) -> Topology {
+    let mut tasks = Queue::durable(queue.to_owned())
+        .with_delivery_limit(limits.delivery_limit)
+        .with_dead_letter(dead_letter_route(naming, queue));
+    tasks.message_ttl = limits.ttl;
+    dead_letter_topology(naming, queue).queue(tasks)
 }
 
 /// Sets up a [`WorkQueue`].
@@ -256,6 +217,7 @@ pub struct WorkQueueBuilder {
     naming: Naming,
     codec: Codec,
     limits: Limits,
+    most_handles: usize,
 }
 
 impl WorkQueueBuilder {
@@ -271,7 +233,13 @@ impl WorkQueueBuilder {
         self
     }
 
-    /// How large submitted bodies may be. Default: 16 MiB.
+    /// How many handles of tracked tasks there may be at once. Default: 10,000.
+    pub fn most_handles(mut self, handles: usize) -> Self {
+        self.most_handles = handles;
+        self
+    }
+
+    /// How large submitted bodies, and results, may be. Default: 16 MiB.
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
@@ -293,6 +261,8 @@ impl WorkQueueBuilder {
                 naming: self.naming,
                 codec: self.codec,
                 limits: self.limits,
+                most_handles: self.most_handles,
+                tracker: tokio::sync::Mutex::default(),
                 declared: Mutex::default(),
             }),
         })

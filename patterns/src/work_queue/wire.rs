@@ -36,17 +36,26 @@ pub(super) fn encode<P: Serialize>(
 struct TaskHead {
     #[serde(default)]
     r#type: Option<String>,
+    #[serde(default)]
+    timestamp: Option<String>,
 }
 
-/// The codec and the type of a task; a body without a type is read by the property of that name.
-pub(super) fn decode_head(
-    message: &Message,
-    limits: Limits,
-) -> Result<(Codec, Option<String>), CodecError> {
+/// What a task says of itself.
+pub(super) struct Head {
+    pub(super) codec: Codec,
+    /// A body without a type is read by the property of that name.
+    pub(super) task_type: Option<String>,
+    /// When it was submitted: to the millisecond from the body, else from the property.
+    pub(super) submitted: Option<DateTime<Utc>>,
+}
+
+pub(super) fn decode_head(message: &Message, limits: Limits) -> Result<Head, CodecError> {
     let codec = Codec::of(message.content_type.as_deref(), &message.body)?;
     let head: TaskHead = codec.read(&message.body, limits)?;
     let named = || message.message_type.as_deref().map(str::to_owned);
-    Ok((codec, head.r#type.or_else(named)))
+    let in_body = head.timestamp.and_then(|text| DateTime::parse_from_rfc3339(&text).ok());
+    let submitted = in_body.map(|moment| moment.to_utc()).or(message.timestamp);
+    Ok(Head { codec, task_type: head.r#type.or_else(named), submitted })
 }
 
 #[derive(Deserialize)]

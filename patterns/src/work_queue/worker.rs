@@ -1,24 +1,25 @@
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
-use futures_util::future::BoxFuture;
-use postrider_core::{
-    DeliveryInfo, Env, Envelope, Error, ErrorKind, PublisherOptions, Queue, Result, Transport,
-};
+use postrider_core::{Error, ErrorKind, PublisherOptions, Result, Transport};
+use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use super::{Task, queue::task_topology, wire};
+use super::{
+    Task, TaskWithResult,
+    control::{self, CalledOff},
+    queue::{QueueLimits, task_topology},
+    reporting::Reports,
+    unique::UniqueKeys,
+    work::{self, Handler, Work},
+};
 use crate::{
-    codec::{Codec, Limits},
-    consuming::{Counters, Disposition, Process, Runner, Running, Settings, catch_panic},
-    handler::{Context, HandlerError, codes},
+    codec::Limits,
+    consuming::{Counters, Runner, Running, Settings},
+    handler::{Context, HandlerError},
     middleware::{Layers, Middleware},
     naming::Naming,
     resilience::{By, Keeper, RetryPolicy, Retrying},
 };
-
-type Handler = Arc<
-    dyn Fn(Codec, Limits, Context) -> BoxFuture<'static, Result<(), HandlerError>> + Send + Sync,
->;
 
 /// Does the tasks of one queue. Workers of one queue share its tasks.
 #[must_use = "call start"]
@@ -29,7 +30,7 @@ pub struct Worker {
     layers: Layers,
     settings: Settings,
     retry: RetryPolicy,
-    delivery_limit: u32,
+    queue_limits: QueueLimits,
     handlers: HashMap<&'static str, Handler>,
     complaints: Vec<String>,
 }
@@ -44,33 +45,46 @@ impl Worker {
             layers: Layers::default(),
             settings: Settings::default(),
             retry: RetryPolicy::default(),
-            delivery_limit: Queue::DEFAULT_DELIVERY_LIMIT,
+            queue_limits: QueueLimits::default(),
             handlers: HashMap::new(),
             complaints: Vec::new(),
         }
     }
 
     /// Adds the handler for one type of tasks.
-    pub fn on<T, F, Fut>(mut self, handler: F) -> Self
+    pub fn on<T, F, Fut>(self, handler: F) -> Self
     where
         T: Task,
         F: Fn(T, Context) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<(), HandlerError>> + Send + 'static,
     {
+        self.add::<T, (), F, Fut>(handler)
+    }
+
+    /// Adds the handler for one type of tasks whose results go to who tracks them. When a result
+    /// cannot be encoded or is too large, the task is done all the same, and its handle ends as
+    /// failed with the code [`RESULT_UNSENDABLE`](crate::codes::RESULT_UNSENDABLE).
+    pub fn on_result<T, F, Fut>(self, handler: F) -> Self
+    where
+        T: TaskWithResult,
+        F: Fn(T, Context) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<T::Output, HandlerError>> + Send + 'static,
+    {
+        self.add::<T, T::Output, F, Fut>(handler)
+    }
+
+    fn add<T, R, F, Fut>(mut self, handler: F) -> Self
+    where
+        T: Task,
+        R: Serialize + Send + Sync + 'static,
+        F: Fn(T, Context) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<R, HandlerError>> + Send + 'static,
+    {
         if T::QUEUE != self.queue {
             let complaint = format!("tasks '{}' go to queue '{}'", T::TYPE, T::QUEUE);
             self.complaints.push(complaint);
         }
-        let handler = Arc::new(handler);
-        let handler: Handler = Arc::new(move |codec, limits, context: Context| {
-            let handler = Arc::clone(&handler);
-            Box::pin(async move {
-                let task = wire::decode_params(codec, limits, &context.message().body)
-                    .map_err(|error| HandlerError::undecodable(&error))?;
-                handler(task, context).await
-            })
-        });
-        if self.handlers.insert(T::TYPE, handler).is_some() {
+        if self.handlers.insert(T::TYPE, work::handler(handler)).is_some() {
             let complaint = format!("tasks '{}' have two handlers", T::TYPE);
             self.complaints.push(complaint);
         }
@@ -119,7 +133,16 @@ impl Worker {
     /// above what the retry policy uses, and the same in every worker of the queue. Default: 20;
     /// with another one, start a worker before the first task is submitted.
     pub fn delivery_limit(mut self, failures: u32) -> Self {
-        self.delivery_limit = failures;
+        self.queue_limits.delivery_limit = failures;
+        self
+    }
+
+    /// How long tasks may wait in the queue, in whole milliseconds, before they expire into its
+    /// dead-letter queue; the shorter of this and their own time holds. It is the same in every
+    /// worker of the queue. Default: for ever; with another one, start a worker before the first
+    /// task is submitted.
+    pub fn ttl(mut self, time: Duration) -> Self {
+        self.queue_limits.ttl = Some(time);
         self
     }
 
@@ -144,7 +167,7 @@ impl Worker {
     /// [`ErrorKind::Invalid`] for a worker without handlers, with two for one type or with one
     /// for tasks of another queue, and for options out of range; [`ErrorKind::Unsupported`] for a
     /// retry policy that the broker cannot carry out; [`ErrorKind::Mismatch`] when the queue exists
-    /// with another delivery limit; and what [`Transport::declare`], [`Transport::publisher`] and
+    /// with another delivery limit or time to live; and what [`Transport::declare`], [`Transport::publisher`] and
     /// [`Transport::consumer`] fail with.
     pub async fn start(mut self, transport: &Arc<dyn Transport>) -> Result<Running> {
         if self.handlers.is_empty() {
@@ -155,16 +178,26 @@ impl Worker {
             return Err(Error::new(ErrorKind::Invalid, "start", complaint)
                 .with_context("queue", self.queue));
         }
-        self.retry.check(self.delivery_limit, transport.capabilities())?;
+        self.retry.check(self.queue_limits.delivery_limit, transport.capabilities())?;
         let queue = self.naming.task_queue(&self.queue);
-        let topology = task_topology(&self.naming, &queue, self.delivery_limit);
+        let topology = task_topology(&self.naming, &queue, self.queue_limits);
         transport.declare(&topology).await?;
         let publisher = transport.publisher(PublisherOptions::default()).await?;
         let env = transport.env().clone();
+        let counters = Arc::new(Counters::default());
+        let called_off = Arc::new(CalledOff::default());
+        let ended = CancellationToken::new();
+        if transport.capabilities().topology {
+            let told = control::listen(transport, &self.naming, &self.queue).await?;
+            let known = Arc::downgrade(&called_off);
+            tokio::spawn(control::hear(told, known, env.clone(), ended.clone()));
+        }
+        let reports =
+            Reports::new(Arc::clone(&publisher), env.clone(), self.limits, Arc::clone(&counters));
         let runner = Runner {
             keeper: Keeper::new(transport, publisher, &self.naming, &queue),
             settings: self.settings,
-            counters: Arc::new(Counters::default()),
+            counters: Arc::clone(&counters),
             process: Work {
                 handlers: self.handlers,
                 limits: self.limits,
@@ -176,6 +209,11 @@ impl Worker {
                     self.settings.handler_timeout,
                 ),
                 env,
+                counters,
+                reports: Arc::new(reports),
+                called_off,
+                unique: UniqueKeys::default(),
+                _listening: ended.drop_guard(),
             },
         };
         runner.start(transport, &queue).await
@@ -191,41 +229,5 @@ impl fmt::Debug for Worker {
             .field("tasks", &tasks)
             .field("retry", &self.retry)
             .finish_non_exhaustive()
-    }
-}
-
-struct Work {
-    handlers: HashMap<&'static str, Handler>,
-    limits: Limits,
-    layers: Layers,
-    retrying: Retrying,
-    env: Env,
-}
-
-impl Process for Work {
-    async fn process(
-        &self,
-        envelope: &Arc<Envelope>,
-        info: &DeliveryInfo,
-        cancellation: &CancellationToken,
-    ) -> Disposition {
-        let (codec, task_type) = match wire::decode_head(&envelope.message, self.limits) {
-            Ok((codec, task_type)) => (codec, task_type.unwrap_or_default()),
-            Err(error) => return Disposition::DeadLetter(HandlerError::undecodable(&error)),
-        };
-        let Some(handler) = self.handlers.get(&*task_type) else {
-            return Disposition::DeadLetter(
-                HandlerError::unsupported(format!("no handler does tasks of type '{task_type}'"))
-                    .with_code(codes::UNKNOWN_TASK),
-            );
-        };
-        let context = |given_up: &CancellationToken| {
-            Context::new(Arc::clone(envelope), info.clone(), self.env.clone(), given_up)
-        };
-        let attempt = |context| {
-            let (handler, limits) = (Arc::clone(handler), self.limits);
-            catch_panic(async move { handler(codec, limits, context).await })
-        };
-        self.retrying.run_handler(info, cancellation, &self.layers, context, attempt).await
     }
 }
