@@ -5,13 +5,13 @@ mod common;
 use std::{collections::BTreeMap, ops::Range, process::Stdio, sync::Arc, time::Duration};
 
 use common::{Protocol, SOON, VirtualHost};
-use postrider::{DeadLetters, Task, Transport, WorkQueue};
+use postrider::{DeadLetters, DeadReason, Task, Transport, WorkQueue};
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
     sync::watch,
-    time::{Instant, timeout},
+    time::timeout,
 };
 
 /// What the example takes.
@@ -64,7 +64,6 @@ struct Workers {
 }
 
 struct Process {
-    number: usize,
     child: Child,
 }
 
@@ -96,7 +95,7 @@ impl Workers {
             }
         });
         self.until(|said| said.by(number).any(|line| line == "works")).await;
-        Process { number, child }
+        Process { child }
     }
 
     /// Waits until what was said is so.
@@ -156,9 +155,10 @@ async fn sigterm_during_load(protocol: Protocol) {
     workers.submit(&jobs(0..TASKS, 10)).await;
     workers.until(|said| said.by(0).filter(|line| line.starts_with("done")).count() >= 30).await;
     first.signal("TERM").await;
-    let before = Instant::now();
+    let before = workers.transport.env().now();
     assert_eq!(first.ended().await, Some(0));
-    assert!(before.elapsed() < Duration::from_secs(5), "within its deadline");
+    let took = workers.transport.env().now() - before;
+    assert!(took < Duration::from_secs(5), "within its deadline: {took:?}");
     workers.until(|said| said.count("done").len() == TASKS as usize).await;
     let twice: Vec<_> = {
         let said = workers.said.borrow();
@@ -182,9 +182,9 @@ async fn sigterm_with_a_task_that_does_not_end(protocol: Protocol) {
     workers.submit(&jobs(0..1, 3_600_000)).await;
     workers.until(|said| said.count("begun").contains_key(&0)).await;
     first.signal("TERM").await;
-    let before = Instant::now();
+    let before = workers.transport.env().now();
     assert_eq!(first.ended().await, Some(0));
-    let took = before.elapsed();
+    let took = workers.transport.env().now() - before;
     assert!(took >= Duration::from_secs(1) && took < Duration::from_secs(4), "it took {took:?}");
     let report = workers.said.borrow().by(0).last().expect("a report").to_owned();
     assert_eq!(report, "finished 0, gave back 1");
@@ -217,6 +217,36 @@ async fn sigkill_of_a_worker_with_its_hands_full(protocol: Protocol) {
     workers.end().await;
 }
 
+async fn a_task_that_crashes_each_worker(protocol: Protocol) {
+    const TASKS: u32 = 40;
+    const LIMIT: u32 = 6;
+    let mut workers = Workers::new(protocol, &["--delivery-limit", "6"]).await;
+    let mut all = jobs(0..TASKS, 10);
+    all[3].crash = true;
+    let mut worker = workers.start().await;
+    workers.submit(&all).await;
+    let mut crashes = 0;
+    loop {
+        let crashed = tokio::select! {
+            code = worker.child.wait() => { assert_eq!(code.expect("an end").code(), None); true }
+            () = workers.until(|said| said.count("done").len() == TASKS as usize - 1) => false,
+        };
+        if !crashed {
+            break;
+        }
+        crashes += 1;
+        worker = workers.start().await;
+    }
+    // More than the two retries of its policy; the broker counts the rest.
+    let said = format!("{:?}", workers.said.borrow());
+    assert!((3..=LIMIT + 1).contains(&crashes), "{crashes}: {said}");
+    workers.has_nothing_left().await;
+    let dead = workers.dead_letters().peek(10).await.expect("dead letters");
+    assert_eq!(dead.len(), 1, "no other task pays for it: {dead:?}");
+    assert_eq!(dead[0].reason(), DeadReason::DeliveryLimit);
+    workers.end().await;
+}
+
 macro_rules! over_both_protocols {
     ($($name:ident),+ $(,)?) => {
         mod amqp091 {
@@ -234,4 +264,5 @@ over_both_protocols!(
     sigterm_during_load,
     sigterm_with_a_task_that_does_not_end,
     sigkill_of_a_worker_with_its_hands_full,
+    a_task_that_crashes_each_worker,
 );

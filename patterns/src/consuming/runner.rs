@@ -1,6 +1,6 @@
 use std::{any::Any, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
 
-use futures_util::FutureExt;
+use futures_util::{FutureExt, stream};
 use postrider_core::{
     Consumer, ConsumerOptions, Delivery, DeliveryInfo, Envelope, Error, ErrorKind, Result,
     Transport,
@@ -8,7 +8,7 @@ use postrider_core::{
 use tokio::{
     sync::{Semaphore, watch},
     task::JoinSet,
-    time::sleep,
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -17,6 +17,9 @@ use crate::{handler::HandlerError, resilience::Keeper};
 
 /// How long a message is held that the transport takes no copy of, before it is tried again.
 const PAUSE_BEFORE_RETRY: Duration = Duration::from_secs(1);
+
+/// How long a message that may crash its process waits for the handlers of others: they may never end.
+const MOST_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What is to be done with a message.
 #[derive(Debug)]
@@ -73,11 +76,13 @@ pub(crate) struct Settings {
     pub(crate) concurrency: usize,
     pub(crate) prefetch: Option<u16>,
     pub(crate) handler_timeout: Option<Duration>,
+    /// How often a message can have failed that did not crash its process.
+    pub(crate) most_failures: Option<u32>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { concurrency: 16, prefetch: None, handler_timeout: None }
+        Self { concurrency: 16, prefetch: None, handler_timeout: None, most_failures: None }
     }
 }
 
@@ -126,17 +131,28 @@ impl<P: Process> Runner<P> {
     ) -> Result<Running> {
         self.settings.check()?;
         let consumer = transport.consumer(queue, self.settings.options()).await?;
-        Ok(self.run(consumer, queue))
+        let (transport, name) = (Arc::clone(transport), queue.to_owned());
+        let again = Again { transport, queue: name, is_careful: false };
+        Ok(self.spawn(consumer, Some(again), queue))
     }
 
     /// Begins to handle what `consumer` gives, whose options are [`Settings::options`]; it takes from
     /// `queue`, and perhaps from others.
     pub(crate) fn run(self, consumer: Consumer, queue: &str) -> Running {
+        self.spawn(consumer, None, queue)
+    }
+
+    /// Whether a message has failed more often than any policy would have let it.
+    fn is_suspect(&self, delivery: &Delivery) -> bool {
+        self.settings.most_failures.is_some_and(|most| delivery.info().failures > most)
+    }
+
+    fn spawn(self, consumer: Consumer, again: Option<Again>, queue: &str) -> Running {
         let (stop, kill) = (CancellationToken::new(), CancellationToken::new());
         let (state, watched) = watch::channel(State::Running);
         let counters = Arc::clone(&self.counters);
         let work = Arc::new(Work { runner: self, kill: kill.clone() });
-        let task = tokio::spawn(run(work, consumer, state, stop.clone()));
+        let task = tokio::spawn(run(work, consumer, again, state, stop.clone()));
         Running::new(queue.into(), counters, watched, stop, kill, task)
     }
 }
@@ -146,9 +162,35 @@ struct Work<P> {
     kill: CancellationToken,
 }
 
+/// Where a consumer comes from.
+struct Again {
+    transport: Arc<dyn Transport>,
+    queue: String,
+    /// Whether messages are taken one by one, because those at the front may crash their process: what
+    /// that has in hand counts as failed too.
+    is_careful: bool,
+}
+
+impl Again {
+    /// Consumes anew, as soon as that is possible. Cancellation safe.
+    async fn consumer(&self, settings: &Settings) -> Result<Consumer> {
+        loop {
+            let mut options = settings.options();
+            if self.is_careful {
+                options = options.with_prefetch(1);
+            }
+            match self.transport.consumer(&self.queue, options).await {
+                Err(error) if error.is_retryable() => sleep(PAUSE_BEFORE_RETRY).await,
+                outcome => return outcome,
+            }
+        }
+    }
+}
+
 async fn run<P: Process>(
     work: Arc<Work<P>>,
     mut consumer: Consumer,
+    mut again: Option<Again>,
     state: watch::Sender<State>,
     stop: CancellationToken,
 ) {
@@ -170,11 +212,41 @@ async fn run<P: Process>(
             };
             match delivery {
                 Some(Ok(delivery)) => {
-                    let in_hand = InHand::new(&work, delivery);
-                    handlers.spawn(async move {
-                        in_hand.handle().await;
-                        drop(place);
-                    });
+                    let careful = match &again {
+                        Some(again) if work.runner.is_suspect(&delivery) != again.is_careful => {
+                            Some(!again.is_careful)
+                        }
+                        _ => None,
+                    };
+                    if careful == Some(true) {
+                        // Whoever gets the others now does not pay for this one.
+                        consumer = Consumer::new(stream::empty());
+                        let others = timeout(MOST_PATIENCE, done(&mut handlers));
+                        tokio::select! {
+                            biased;
+                            () = &mut stopped => break None,
+                            _ended_or_late = others => {}
+                        }
+                        delivery.release();
+                    } else {
+                        let in_hand = InHand::new(&work, delivery);
+                        handlers.spawn(async move {
+                            in_hand.handle().await;
+                            drop(place);
+                        });
+                    }
+                    if let (Some(careful), Some(again)) = (careful, &mut again) {
+                        again.is_careful = careful;
+                        let next = again.consumer(&work.runner.settings);
+                        consumer = tokio::select! {
+                            biased;
+                            () = &mut stopped => break None,
+                            next = next => match next {
+                                Ok(next) => next,
+                                Err(error) => break Some(Arc::new(error)),
+                            },
+                        };
+                    }
                 }
                 Some(Err(error)) => {
                     tracing::error!(%error, "consuming ended");
@@ -196,6 +268,11 @@ async fn run<P: Process>(
         }
     }
     handlers.shutdown().await;
+}
+
+/// Waits until all handlers have ended.
+async fn done(handlers: &mut JoinSet<()>) {
+    while handlers.join_next().await.is_some() {}
 }
 
 /// A delivery whose handler is at work. When the handler is given up, it goes back to the queue.

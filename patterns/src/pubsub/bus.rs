@@ -222,6 +222,8 @@ impl Inner {
             tokio::spawn(gap::tell(events, env, handler, stop.clone()));
             stop.drop_guard()
         });
+        let mut settings = subscription.settings;
+        settings.most_failures = (by == By::Broker).then(|| subscription.retry.max_retries());
         let runner = Runner {
             keeper: Keeper::new(
                 &self.transport,
@@ -229,7 +231,7 @@ impl Inner {
                 &self.naming,
                 &parked_as,
             ),
-            settings: subscription.settings,
+            settings,
             counters: Arc::new(Counters::default()),
             process: Subscriber {
                 handlers: subscription.handlers,

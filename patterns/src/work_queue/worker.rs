@@ -194,6 +194,7 @@ impl Worker {
         }
         let reports =
             Reports::new(Arc::clone(&publisher), env.clone(), self.limits, Arc::clone(&counters));
+        self.settings.most_failures = Some(self.retry.max_retries());
         let runner = Runner {
             keeper: Keeper::new(transport, publisher, &self.naming, &queue),
             settings: self.settings,
