@@ -114,6 +114,16 @@ impl Workers {
         DeadLetters::of(&self.transport, Job::QUEUE)
     }
 
+    async fn has_a_dead_letter(&self) {
+        let letters = self.dead_letters();
+        let coming = async {
+            while letters.count().await.expect("dead letters") == 0 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        timeout(SOON, coming).await.expect("a dead letter");
+    }
+
     /// Waits until the broker has nothing of the queue, neither ready nor in hand.
     async fn has_nothing_left(&self) {
         let settling = async {
@@ -226,20 +236,23 @@ async fn a_task_that_crashes_each_worker(protocol: Protocol) {
     let mut worker = workers.start().await;
     workers.submit(&all).await;
     let mut crashes = 0;
+    // The last crash may be seen before its dead letter is, or after it.
     loop {
-        let crashed = tokio::select! {
-            code = worker.child.wait() => { assert_eq!(code.expect("an end").code(), None); true }
-            () = workers.until(|said| said.count("done").len() == TASKS as usize - 1) => false,
-        };
-        if !crashed {
-            break;
+        tokio::select! {
+            code = worker.child.wait() => {
+                assert_eq!(code.expect("an end").code(), None);
+                crashes += 1;
+                worker = workers.start().await;
+            }
+            () = workers.has_a_dead_letter(), if crashes <= LIMIT => {
+                assert_eq!(crashes, LIMIT, "{:?}", workers.said.borrow());
+            }
+            () = workers.until(|said| said.count("done").len() == TASKS as usize - 1),
+                if crashes > LIMIT => break,
         }
-        crashes += 1;
-        worker = workers.start().await;
     }
-    // More than the two retries of its policy; the broker counts the rest.
-    let said = format!("{:?}", workers.said.borrow());
-    assert!((3..=LIMIT + 1).contains(&crashes), "{crashes}: {said}");
+    assert_eq!(crashes, LIMIT + 1, "{:?}", workers.said.borrow());
+    workers.until(|said| said.count("done").len() == TASKS as usize - 1).await;
     workers.has_nothing_left().await;
     let dead = workers.dead_letters().peek(10).await.expect("dead letters");
     assert_eq!(dead.len(), 1, "no other task pays for it: {dead:?}");
