@@ -54,3 +54,5 @@ pub const INCOMPLETE: &str = "postrider-incomplete";
 pub const STREAM_RUN: &str = "postrider-stream-run";
 /// Whether a frame is the last of its streamed reply; it holds no item then.
 pub const STREAM_END: &str = "postrider-stream-end";
+/// The number by which a registry knows its own echo.
+pub const ECHO: &str = "postrider-echo";

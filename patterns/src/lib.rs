@@ -7,6 +7,7 @@
 //! | [`work_queue`] | tasks for one of many workers |
 //! | [`streaming`] | large payloads in chunks, to a reader or a file |
 //! | [`routing`] | routers, splitters, aggregators and partitions between queues |
+//! | [`discovery`] | who is there: instances of services, announced and picked |
 //! | [`resilience`] | retries, and what becomes of a message that is given up |
 //! | [`dead_letters`] | seeing, moving back and throwing away what was given up |
 //! | [`consuming`] | the consume loop under them, and how it is stopped |
@@ -55,9 +56,11 @@
 pub mod codec;
 pub mod consuming;
 pub mod dead_letters;
+pub mod discovery;
 mod error;
 pub mod handler;
 pub mod headers;
+mod listening;
 pub mod middleware;
 pub mod naming;
 mod publishing;
@@ -66,6 +69,7 @@ pub mod resilience;
 pub mod routing;
 pub mod rpc;
 pub mod streaming;
+mod telling;
 mod wire_time;
 pub mod work_queue;
 
@@ -74,6 +78,7 @@ pub use consuming::{RunStats, Running, StopReport};
 pub use dead_letters::{
     DeadLetterFilter, DeadLetterReport, DeadLetters, DeadMessage, DeadReason, Death, RedriveOptions,
 };
+pub use discovery::{Announcement, Announcer, Pick, Registry};
 pub use error::PublishError;
 pub use handler::{Context, ErrorClass, HandlerError, codes};
 pub use middleware::{
