@@ -8,6 +8,7 @@
 //! | [`streaming`] | large payloads in chunks, to a reader or a file |
 //! | [`routing`] | routers, splitters, aggregators and partitions between queues |
 //! | [`discovery`] | who is there: instances of services, announced and picked |
+//! | [`config`] | settings of a service, published to all its instances |
 //! | [`resilience`] | retries, and what becomes of a message that is given up |
 //! | [`dead_letters`] | seeing, moving back and throwing away what was given up |
 //! | [`consuming`] | the consume loop under them, and how it is stopped |
@@ -54,6 +55,7 @@
 //! ```
 
 pub mod codec;
+pub mod config;
 pub mod consuming;
 pub mod dead_letters;
 pub mod discovery;
@@ -74,6 +76,7 @@ mod wire_time;
 pub mod work_queue;
 
 pub use codec::{Codec, CodecError, Limits};
+pub use config::{Config, ConfigPublisher};
 pub use consuming::{RunStats, Running, StopReport};
 pub use dead_letters::{
     DeadLetterFilter, DeadLetterReport, DeadLetters, DeadMessage, DeadReason, Death, RedriveOptions,
