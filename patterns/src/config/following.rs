@@ -24,7 +24,7 @@ use crate::{
 pub(super) const ANSWER_WITHIN: Duration = Duration::from_millis(500);
 
 /// How soon it is looked again, at first, as long as no value was seen.
-pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(2);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 type Peek = BoxFuture<'static, Result<Option<Arc<Envelope>>>>;
 

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 const LOOK_AFTER: Duration = Duration::from_secs(1);
 
 /// How long to wait while others look at the value.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The value that is kept; nothing when there is none, or when it does not come because somebody
 /// holds it.
