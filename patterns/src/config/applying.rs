@@ -139,19 +139,19 @@ mod tests {
             .with_header(headers::CONFIG_VERSION, version)
     }
 
-    fn applying() -> (Applying<u32>, watch::Receiver<Option<Arc<Versioned<u32>>>>) {
-        let (values, seen) = watch::channel(None);
+    fn applying() -> Applying<u32> {
         let small: Arc<Check<u32>> = Arc::new(|value| match value {
             13 => panic!("unlucky"),
             0..=100 => Ok(()),
             _ => Err(format!("{value} is over 100")),
         });
-        (Applying::new(values, vec![small], Arc::default()), seen)
+        Applying::new(watch::Sender::new(None), vec![small], Arc::default())
     }
 
     #[test]
     fn only_newer_values_count() {
-        let (mut applying, values) = applying();
+        let mut applying = applying();
+        let values = applying.values.subscribe();
         let value = || values.borrow().as_deref().map(|it| (it.version, it.value));
         assert_eq!(applying.consider(&message(2, "b", "2")), Outcome::Applied);
         assert_eq!(applying.consider(&message(1, "c", "1")), Outcome::Stale);
@@ -164,7 +164,8 @@ mod tests {
 
     #[test]
     fn what_is_rejected_leaves_the_old_value() {
-        let (mut applying, values) = applying();
+        let mut applying = applying();
+        let values = applying.values.subscribe();
         assert_eq!(applying.consider(&message(1, "a", "7")), Outcome::Applied);
         for (version, body, reason) in [
             (2, "101", "101 is over 100"),
@@ -189,7 +190,7 @@ mod tests {
 
     #[test]
     fn nonsense_is_none_of_it() {
-        let (mut applying, _values) = applying();
+        let mut applying = applying();
         for nonsense in [
             Message::new("1"),
             Message::new("1").with_type("config.value"),

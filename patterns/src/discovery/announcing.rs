@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     InstanceHealth,
-    wire::{self, Announce},
+    wire::{self, Announce, Asker},
 };
 use crate::{
     codec::Codec,
@@ -49,9 +49,9 @@ struct Askers {
 }
 
 impl Askers {
-    fn add(&mut self, queue: Option<String>, at: Instant) {
-        match queue {
-            Some(queue) if self.queues.len() < MANY => {
+    fn add(&mut self, asker: Asker, at: Instant) {
+        match asker {
+            Asker::One(queue) if self.queues.len() < MANY => {
                 self.queues.insert(queue);
             }
             _ => self.all = true,
@@ -97,13 +97,13 @@ impl Announcing {
                 }
                 heard = self.listening.next() => match heard {
                     Some(Heard::Message(envelope)) => {
-                        if let Some(queue) = wire::asked_by(&envelope.message) {
-                            askers.add(queue, self.soon());
+                        if let Some(asker) = wire::asked_by(&envelope.message) {
+                            askers.add(asker, self.soon());
                         }
                     }
                     Some(Heard::Lost) => {}
                     // Whoever asked meanwhile was not heard.
-                    Some(Heard::Back) => askers.add(None, self.soon()),
+                    Some(Heard::Back) => askers.add(Asker::Everybody, self.soon()),
                     None => return Ok(()),
                 },
             }

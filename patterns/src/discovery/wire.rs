@@ -188,12 +188,21 @@ pub(super) fn echo(naming: &Naming, id: &str, number: u64) -> Envelope {
     Envelope::new(address, message.with_ttl(TTL).transient())
 }
 
+/// Who is to be answered.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Asker {
+    /// One registry, by its queue.
+    One(String),
+    Everybody,
+}
+
 /// Who asks, when a message is a question; without a queue to answer to, all are to be told.
-pub(super) fn asked_by(message: &Message) -> Option<Option<String>> {
+pub(super) fn asked_by(message: &Message) -> Option<Asker> {
     if message.message_type.as_deref() != Some(PROBE) {
         return None;
     }
-    Some(message.reply_to.as_deref().filter(|queue| !queue.is_empty()).map(ToOwned::to_owned))
+    let queue = message.reply_to.as_deref().filter(|queue| !queue.is_empty());
+    Some(queue.map_or(Asker::Everybody, |queue| Asker::One(queue.to_owned())))
 }
 
 /// What a registry hears.

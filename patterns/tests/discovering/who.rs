@@ -1,5 +1,7 @@
 //! Coming, going, and what is told.
 
+use std::time::Duration;
+
 use postrider_core::ErrorKind;
 use postrider_patterns::{
     Codec,
@@ -202,7 +204,7 @@ pub(crate) async fn announcements_that_are_not_sound_are_refused(world: &World) 
         sound("mail").lease(SECOND / 2),
         sound("mail").lease(4_000 * SECOND),
         sound("mail").heartbeat(8 * SECOND),
-        sound("mail").heartbeat(0 * SECOND),
+        sound("mail").heartbeat(Duration::ZERO),
         sound("mail").metadata("what", "x".repeat(17_000)),
     ] {
         let refused = wrong.clone().start(&transport).await.unwrap_err();
