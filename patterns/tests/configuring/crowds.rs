@@ -1,9 +1,10 @@
-//! A thousand instances.
+//! Many instances.
 
 use futures_util::future::join_all;
+use postrider_core::Message;
 use tokio::time::timeout;
 
-use super::world::{SOON, World, discount, in_force};
+use super::world::{SOON, World, discount, eventually, in_force};
 
 const MANY: usize = 1_000;
 
@@ -26,4 +27,17 @@ pub(crate) async fn a_thousand_start_and_change_at_once(world: &World) {
     assert!(configs.iter().all(|config| in_force(config) == Some((2, 20))));
     assert_eq!(publisher.ask().await.unwrap().len(), MANY);
     assert_eq!(publisher.refused_reports(), 0);
+}
+
+pub(crate) async fn what_a_publisher_remembers_is_bounded(world: &World) {
+    const KNOWN: usize = 4_096;
+    let (one, other) = (world.transport().await, world.transport().await);
+    let publisher = world.publisher(&one).await;
+    for number in 0..KNOWN + 100 {
+        let body = format!(r#"{{"instance":"i-{number}","version":1}}"#);
+        let report = Message::new(body).with_type("config.report");
+        world.say(&*other, "report.orders.pricing", report).await;
+    }
+    eventually("all are heard", async || publisher.refused_reports() == 100).await;
+    assert_eq!(publisher.reports().borrow().len(), KNOWN);
 }

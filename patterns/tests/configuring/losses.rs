@@ -1,6 +1,8 @@
 //! Connections, queues and messages that are lost.
 
 use postrider_core::{Address, ConsumerOptions, Queue, Topology};
+use postrider_patterns::config::ConfigError;
+use postrider_testkit::harness::Fault;
 use tokio::time::timeout;
 
 use super::world::{
@@ -97,4 +99,18 @@ pub(crate) async fn a_value_that_was_held_does_not_come_back(world: &World) {
     })
     .await;
     assert_eq!(in_force(&config), Some((2, 2)));
+}
+
+pub(crate) async fn a_broker_that_takes_nothing_is_told_of(world: &World) {
+    let (one, other) = (world.transport().await, world.transport().await);
+    let publisher = world.publisher(&one).await;
+    let config = world.reader(&other, "i").await;
+    publisher.publish(&discount(1)).await.unwrap();
+    world.broker.begin(Fault::Alarm).await.unwrap();
+    let refused = timeout(SOON, publisher.publish(&discount(2))).await.unwrap().unwrap_err();
+    let ConfigError::Transport(error) = &refused else { panic!("{refused}") };
+    assert!(error.is_retryable(), "{error}");
+    world.broker.end(Fault::Alarm).await.unwrap();
+    let version = timeout(SOON, publisher.publish(&discount(3))).await.unwrap().unwrap();
+    comes_to(&config, version, 3).await;
 }

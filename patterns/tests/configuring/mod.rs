@@ -31,7 +31,8 @@ pub(crate) const EVERYWHERE: &[Named<World>] = functions! {
         versions_grow_by_one,
         publishers_take_turns,
         a_version_is_compared_and_set,
-        a_publish_that_is_given_up_is_done_all_the_same;
+        a_publish_that_is_given_up_is_done_all_the_same,
+        a_turn_goes_with_its_connection;
     rejections:
         an_invalid_value_is_rejected_with_its_reason,
         a_value_of_another_type_is_rejected,
@@ -48,8 +49,13 @@ pub(crate) const EVERYWHERE: &[Named<World>] = functions! {
         a_value_that_was_held_does_not_come_back;
 };
 
-/// A thousand instances.
+/// Many instances, long waits, and what stops a whole broker.
 pub(crate) const ONLY_IN_MEMORY: &[Named<World>] = functions! {
     crowds:
-        a_thousand_start_and_change_at_once;
+        a_thousand_start_and_change_at_once,
+        what_a_publisher_remembers_is_bounded;
+    publishers:
+        a_turn_that_is_not_given_back_is_free_in_the_end;
+    losses:
+        a_broker_that_takes_nothing_is_told_of;
 };

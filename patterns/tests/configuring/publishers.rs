@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use postrider_core::{ErrorKind, Queue, Topology};
 use postrider_patterns::config::ConfigError;
 use tokio::time::timeout;
 
-use super::world::{SOON, World, comes_to, discount, eventually, in_force};
+use super::world::{SECOND, SOON, World, comes_to, discount, eventually, in_force};
 
 pub(crate) async fn versions_grow_by_one(world: &World) {
     let (one, other) = (world.transport().await, world.transport().await);
@@ -83,4 +84,35 @@ pub(crate) async fn a_publish_that_is_given_up_is_done_all_the_same(world: &Worl
     comes_to(&config, 3, 3).await;
     drop(publisher);
     eventually("it has only the last", async || in_force(&config) == Some((3, 3))).await;
+}
+
+/// What a publisher owns while it publishes.
+fn turn(world: &World) -> Queue {
+    Queue::exclusive(world.naming.config_instance_queue("turn", "orders.pricing"))
+}
+
+pub(crate) async fn a_turn_goes_with_its_connection(world: &World) {
+    let (one, dying) = (world.transport().await, world.transport().await);
+    let publisher = world.publisher(&one).await;
+    dying.declare(&Topology::new().queue(turn(world))).await.unwrap();
+    let value = discount(1);
+    let mut publishing = Box::pin(publisher.publish(&value));
+    let waiting = timeout(SECOND, &mut publishing).await;
+    assert!(waiting.is_err(), "it waits for its turn");
+    dying.close(SOON).await.unwrap();
+    assert_eq!(timeout(SOON, publishing).await.unwrap().unwrap(), 1);
+}
+
+pub(crate) async fn a_turn_that_is_not_given_back_is_free_in_the_end(world: &World) {
+    let (one, other) = (world.transport().await, world.transport().await);
+    let publisher = world.publisher(&one).await;
+    let expiring = Topology::new().queue(turn(world).with_expires(30 * SECOND));
+    other.declare(&expiring).await.unwrap();
+    assert_eq!(timeout(SOON, publisher.publish(&discount(1))).await.unwrap().unwrap(), 1);
+    // One that never goes: whoever wants to publish is told.
+    other.declare(&Topology::new().queue(turn(world))).await.unwrap();
+    let refused = timeout(SOON, publisher.publish(&discount(2))).await.unwrap().unwrap_err();
+    let ConfigError::Transport(error) = &refused else { panic!("{refused}") };
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    assert_eq!(publisher.current().await.unwrap().unwrap().version, 1);
 }
