@@ -103,6 +103,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     // Who is unwell is not picked, and who leaves is gone at once.
     let mut changes = registry.changes();
+    for _there_already in registry.instances("till") {
+        changes.next().await.ok_or("the registry ended")?;
+    }
     north.announcer.set_health(InstanceHealth::Unhealthy("no paper".into()))?;
     let place = |change: &Change| change.instance().metadata["place"].clone();
     while let Some(change) = changes.next().await {
