@@ -175,6 +175,7 @@ async fn run_every_program(protocol: Protocol) {
         env!("CARGO_BIN_EXE_work_queue"),
         env!("CARGO_BIN_EXE_dead_letters"),
         env!("CARGO_BIN_EXE_routing"),
+        env!("CARGO_BIN_EXE_discovery"),
         env!("CARGO_BIN_EXE_file_transfer"),
     ];
     for program in programs {

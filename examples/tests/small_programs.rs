@@ -95,6 +95,25 @@ fn routing() {
 }
 
 #[test]
+fn discovery() {
+    let said = output(env!("CARGO_BIN_EXE_discovery"), &[]);
+    assert_eq!(
+        said,
+        "2 tills are there\n\
+         version 2.0.0 is in the south\n\
+         north gives 10 percent\n\
+         south gives 10 percent\n\
+         north says: nobody gives 90 percent\n\
+         south says: nobody gives 90 percent\n\
+         north still gives 10 percent\n\
+         north changed: no paper\n\
+         picked south\n\
+         south left\n\
+         nobody can be picked\n"
+    );
+}
+
+#[test]
 fn file_transfer() {
     let said = output(env!("CARGO_BIN_EXE_file_transfer"), &["--size", "3"]);
     let lines: Vec<_> = said.lines().collect();

@@ -56,3 +56,7 @@ pub const INCOMPLETE: &str = "postrider-incomplete";
 pub const STREAM_RUN: &str = "postrider-stream-run";
 /// Whether a frame is the last of its streamed reply; it holds no item then.
 pub const STREAM_END: &str = "postrider-stream-end";
+/// The number by which a registry knows its own echo.
+pub const ECHO: &str = "postrider-echo";
+/// The version of a configuration value.
+pub const CONFIG_VERSION: &str = "postrider-config-version";

@@ -7,6 +7,8 @@
 //! | [`work_queue`] | tasks for one of many workers, with handles that tell how they fare |
 //! | [`streaming`] | large payloads in chunks, to a reader or a file |
 //! | [`routing`] | routers, splitters, aggregators and partitions between queues |
+//! | [`discovery`] | who is there: instances of services, announced and picked |
+//! | [`config`] | settings of a service, published to all its instances |
 //! | [`resilience`] | retries, and what becomes of a message that is given up |
 //! | [`dead_letters`] | seeing, moving back and throwing away what was given up |
 //! | [`consuming`] | the consume loop under them, and how it is stopped |
@@ -53,11 +55,14 @@
 //! ```
 
 pub mod codec;
+pub mod config;
 pub mod consuming;
 pub mod dead_letters;
+pub mod discovery;
 mod error;
 pub mod handler;
 pub mod headers;
+mod listening;
 pub mod middleware;
 pub mod naming;
 mod publishing;
@@ -66,14 +71,17 @@ pub mod resilience;
 pub mod routing;
 pub mod rpc;
 pub mod streaming;
+mod telling;
 mod wire_time;
 pub mod work_queue;
 
 pub use codec::{Codec, CodecError, Limits};
+pub use config::{Config, ConfigPublisher};
 pub use consuming::{RunStats, Running, StopReport};
 pub use dead_letters::{
     DeadLetterFilter, DeadLetterReport, DeadLetters, DeadMessage, DeadReason, Death, RedriveOptions,
 };
+pub use discovery::{Announcement, Announcer, Pick, Registry};
 pub use error::PublishError;
 pub use handler::{Context, ErrorClass, HandlerError, codes};
 pub use middleware::{

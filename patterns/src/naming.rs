@@ -32,6 +32,11 @@ pub struct Naming {
     stream_queue: Cow<'static, str>,
     transfer_queue: Cow<'static, str>,
     partition_queue: Cow<'static, str>,
+    discovery_exchange: Cow<'static, str>,
+    discovery_queue: Cow<'static, str>,
+    config_exchange: Cow<'static, str>,
+    config_queue: Cow<'static, str>,
+    config_instance_queue: Cow<'static, str>,
     dead_letter_exchange: Cow<'static, str>,
     dead_letter_queue: Cow<'static, str>,
 }
@@ -52,6 +57,11 @@ impl Default for Naming {
             stream_queue: Cow::Borrowed("stream_{service}"),
             transfer_queue: Cow::Borrowed("stream_{service}_{id}"),
             partition_queue: Cow::Borrowed("{queue}.partition.{number}"),
+            discovery_exchange: Cow::Borrowed("discovery"),
+            discovery_queue: Cow::Borrowed("discovery.{purpose}.{id}"),
+            config_exchange: Cow::Borrowed("config"),
+            config_queue: Cow::Borrowed("config_{service}.{name}"),
+            config_instance_queue: Cow::Borrowed("config.{purpose}.{id}"),
             dead_letter_exchange: Cow::Borrowed("dead_letter_exchange"),
             dead_letter_queue: Cow::Borrowed("dead_letter_{queue}"),
         }
@@ -77,6 +87,11 @@ impl Naming {
             stream_queue: add(self.stream_queue),
             transfer_queue: add(self.transfer_queue),
             partition_queue: add(self.partition_queue),
+            discovery_exchange: add(self.discovery_exchange),
+            discovery_queue: add(self.discovery_queue),
+            config_exchange: add(self.config_exchange),
+            config_queue: add(self.config_queue),
+            config_instance_queue: add(self.config_instance_queue),
             dead_letter_exchange: add(self.dead_letter_exchange),
             // The name of the queue it belongs to, which is filled in, has the prefix already.
             dead_letter_queue: self.dead_letter_queue,
@@ -182,6 +197,43 @@ impl Naming {
         self
     }
 
+    /// Sets the topic exchange over which services find each other. Default: `discovery`.
+    #[must_use]
+    pub fn with_discovery_exchange(mut self, name: impl Into<Cow<'static, str>>) -> Self {
+        self.discovery_exchange = name.into();
+        self
+    }
+
+    /// Sets the queue by which an announcer or a registry hears the others. Default:
+    /// `discovery.{purpose}.{id}`.
+    #[must_use]
+    pub fn with_discovery_queue(mut self, template: impl Into<Cow<'static, str>>) -> Self {
+        self.discovery_queue = template.into();
+        self
+    }
+
+    /// Sets the direct exchange of configuration. Default: `config`.
+    #[must_use]
+    pub fn with_config_exchange(mut self, name: impl Into<Cow<'static, str>>) -> Self {
+        self.config_exchange = name.into();
+        self
+    }
+
+    /// Sets the queue that keeps the last value of a setting. Default: `config_{service}.{name}`.
+    #[must_use]
+    pub fn with_config_queue(mut self, template: impl Into<Cow<'static, str>>) -> Self {
+        self.config_queue = template.into();
+        self
+    }
+
+    /// Sets the queue by which one instance hears of changes or of reports. Default:
+    /// `config.{purpose}.{id}`.
+    #[must_use]
+    pub fn with_config_instance_queue(mut self, template: impl Into<Cow<'static, str>>) -> Self {
+        self.config_instance_queue = template.into();
+        self
+    }
+
     /// Sets the direct exchange of dead letters. Default: `dead_letter_exchange`.
     #[must_use]
     pub fn with_dead_letter_exchange(mut self, name: impl Into<Cow<'static, str>>) -> Self {
@@ -278,6 +330,37 @@ impl Naming {
     pub fn partition_queue(&self, queue: &str, number: u32) -> String {
         let number = number.to_string();
         fill(&self.partition_queue, &[("{queue}", queue), ("{number}", &number)])
+    }
+
+    /// The topic exchange over which services find each other.
+    #[must_use]
+    pub fn discovery_exchange(&self) -> String {
+        self.discovery_exchange.clone().into_owned()
+    }
+
+    /// The queue by which the announcer or registry `id` hears the others; `purpose` says which of
+    /// the two it is.
+    #[must_use]
+    pub fn discovery_queue(&self, purpose: &str, id: &str) -> String {
+        fill(&self.discovery_queue, &[("{purpose}", purpose), ("{id}", id)])
+    }
+
+    /// The direct exchange of configuration.
+    #[must_use]
+    pub fn config_exchange(&self) -> String {
+        self.config_exchange.clone().into_owned()
+    }
+
+    /// The queue that keeps the last value of the setting `name` of `service`.
+    #[must_use]
+    pub fn config_queue(&self, service: &str, name: &str) -> String {
+        fill(&self.config_queue, &[("{service}", service), ("{name}", name)])
+    }
+
+    /// The queue by which the instance `id` hears of changes or of reports, as `purpose` says.
+    #[must_use]
+    pub fn config_instance_queue(&self, purpose: &str, id: &str) -> String {
+        fill(&self.config_instance_queue, &[("{purpose}", purpose), ("{id}", id)])
     }
 
     /// The direct exchange of dead letters.

@@ -73,6 +73,11 @@ struct DeadLettersGuide;
 #[doc = include_str!("../../docs/routing.md")]
 struct RoutingGuide;
 
+/// The guide to discovery, whose programs are compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/discovery.md")]
+struct DiscoveryGuide;
+
 #[cfg(feature = "amqp10")]
 pub use postrider_transport_amqp10 as amqp10;
 #[cfg(feature = "amqp091")]

@@ -1,5 +1,5 @@
-//! Runs the functions of a suite in memory on virtual time, and, with the feature `live-broker`, over
-//! both protocols on each RabbitMQ that the environment names.
+//! Runs the functions of a suite in memory on virtual time, and, with the feature `live-broker`,
+//! over both protocols on each RabbitMQ that the environment names.
 
 use std::{process::ExitCode, sync::Arc};
 
