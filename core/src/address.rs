@@ -64,12 +64,17 @@ impl Address {
         }
     }
 
-    /// Checks both names against the limits of the protocol.
+    /// Checks both names against the limits of the protocol, and that a queue is named at all.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid), as [`check_name`].
+    /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid), as [`check_name`], and for the queue or the
+    /// key of the default exchange that is empty.
     pub fn check(&self, operation: &'static str) -> Result<()> {
+        if self.exchange_name().is_empty() && self.routing_key().is_empty() {
+            let why = "a message must go to a queue that has a name, or to an exchange";
+            return Err(Error::new(ErrorKind::Invalid, operation, why));
+        }
         check_name(operation, self.exchange_name())?;
         check_name(operation, self.routing_key())
     }
@@ -159,6 +164,16 @@ impl Envelope {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_message_must_have_somewhere_to_go() {
+        for nowhere in [Address::queue(""), Address::exchange("", "")] {
+            let refused = nowhere.check("publish").unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::Invalid);
+        }
+        Address::exchange("e", "").check("publish").unwrap();
+        Address::exchange("", "q").check("publish").unwrap();
+    }
 
     #[test]
     fn lists_that_would_be_lost_are_refused() {

@@ -259,6 +259,10 @@ impl Link {
         self.events.send(TransportEvent::Blocked { reason: reason.to_owned() });
     }
 
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.state.borrow().blocked.is_some()
+    }
+
     pub(crate) fn unblock(&self) {
         self.state.send_modify(|state| state.blocked = None);
         self.events.send(TransportEvent::Unblocked);

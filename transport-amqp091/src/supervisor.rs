@@ -152,6 +152,10 @@ async fn restore(
         Err(error) => {
             session.end();
             lose(link);
+            // The next session may hear of no alarm, nor of the end of one.
+            if link.is_blocked() {
+                link.unblock();
+            }
             session.close().await;
             Err(error)
         }

@@ -119,6 +119,18 @@ impl<'a> Admin<'a> {
         Err(Error::new(kind, self.operation, why))
     }
 
+    /// Where the management has a queue or an exchange.
+    fn path(&self, kind: &'static str, name: &str) -> Result<String> {
+        // The broker takes them for steps in the path, however they are encoded: what is said of the
+        // queue '..' would be said of all of the broker.
+        if matches!(name, "." | "..") {
+            let why = "over AMQP 1.0 RabbitMQ cannot be told of what is called '.' or '..'";
+            let error = Error::new(ErrorKind::Unsupported, self.operation, why);
+            return Err(error.with_context("name", name.to_owned()));
+        }
+        Ok(format!("/{kind}/{}", encoded(name)))
+    }
+
     // Questions
 
     /// What is known of a queue; `None` when it is not there.
@@ -127,15 +139,21 @@ impl<'a> Admin<'a> {
         if name.is_empty() {
             return Ok(None);
         }
-        let asked = self.call("GET", format!("/queues/{}", encoded(name)), Value::Null).await;
+        let own = self.connection.own_queues();
+        let before = own.now();
+        let path = self.path("queues", name)?;
+        let asked = self.call("GET", path, Value::Null).await;
         let body = match asked {
             Ok(response) => response.body,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                own.forget(name, before);
+                return Ok(None);
+            }
             Err(error) => return Err(error.with_context("queue", name.to_owned())),
         };
         // The management tells everybody of it, who may do nothing with it.
         let is_exclusive = field(&body, "exclusive") == Some(&Value::Bool(true));
-        if is_exclusive && !self.connection.owns_queue(name) {
+        if is_exclusive && !own.contains(name) {
             let why = "the queue is exclusive to another connection";
             let error = Error::new(ErrorKind::Locked, self.operation, why);
             return Err(error.with_context("queue", name.to_owned()));
@@ -181,8 +199,8 @@ impl<'a> Admin<'a> {
             let error = Error::new(ErrorKind::NotFound, self.operation, "the queue does not exist");
             return Err(error.with_context("queue", name.to_owned()));
         }
-        let path = format!("/queues/{}/messages", encoded(name));
-        let purged = self.call("DELETE", path, Value::Null).await;
+        let path = self.path("queues", name)?;
+        let purged = self.call("DELETE", format!("{path}/messages"), Value::Null).await;
         let purged = purged.map_err(|error| error.with_context("queue", name.to_owned()))?;
         Ok(number(field(&purged.body, "message_count")))
     }
@@ -197,7 +215,8 @@ impl<'a> Admin<'a> {
             ("internal", Value::Bool(exchange.internal)),
             ("arguments", arguments(exchange_arguments(exchange))),
         ]);
-        self.call("PUT", format!("/exchanges/{}", encoded(&exchange.name)), body)
+        let path = self.path("exchanges", &exchange.name)?;
+        self.call("PUT", path, body)
             .await
             .map(drop)
             .map_err(|error| error.with_context("exchange", exchange.name.clone()))
@@ -225,11 +244,12 @@ impl<'a> Admin<'a> {
             ("auto_delete", Value::Bool(queue.auto_delete)),
             ("arguments", arguments(more)),
         ]);
-        self.call("PUT", format!("/queues/{}", encoded(&queue.name)), body)
+        let path = self.path("queues", &queue.name)?;
+        self.call("PUT", path, body)
             .await
             .map_err(|error| error.with_context("queue", queue.name.clone()))?;
         if queue.exclusive {
-            self.connection.note_own_queue(&queue.name);
+            self.connection.own_queues().note(&queue.name);
         }
         Ok(())
     }
@@ -353,13 +373,16 @@ impl<'a> Admin<'a> {
             }
         }
         for queue in topology.queues.iter().filter(|queue| !queue.name.is_empty()) {
-            let path = format!("/queues/{}", encoded(&queue.name));
+            let path = self.path("queues", &queue.name)?;
+            let own = self.connection.own_queues();
+            let before = own.now();
             let deleted = gone_is_fine(self.call("DELETE", path, Value::Null).await);
             deleted.map_err(|error| error.with_context("queue", queue.name.clone()))?;
+            own.forget(&queue.name, before);
         }
         for exchange in &topology.exchanges {
             exchange.check()?;
-            let path = format!("/exchanges/{}", encoded(&exchange.name));
+            let path = self.path("exchanges", &exchange.name)?;
             let deleted = gone_is_fine(self.call("DELETE", path, Value::Null).await);
             deleted.map_err(|error| error.with_context("exchange", exchange.name.clone()))?;
         }
@@ -542,5 +565,80 @@ fn tell(link: &Link, entity: impl Fn() -> String, outcome: Result<()>) -> Result
             Ok(())
         }
         Ok(()) => Ok(()),
+    }
+}
+
+#[cfg(all(test, feature = "live-broker"))]
+mod tests {
+    use std::{env, time::Duration};
+
+    use postrider_core::{ConsumerOptions, Transport};
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::Amqp10;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    #[tokio::test]
+    async fn names_that_are_steps_in_a_path_are_refused() {
+        let url = env::var("POSTRIDER_AMQP10_URL");
+        let url = url.expect("run eval \"$(scripts/brokers up --all)\" first");
+        let transport = Amqp10::connect(&url).await.unwrap();
+        let refused = |outcome: Result<()>| {
+            assert_eq!(outcome.unwrap_err().kind(), ErrorKind::Unsupported);
+        };
+        for name in [".", ".."] {
+            let queue = Topology::new().queue(Queue::classic(name));
+            let exchange = Topology::new().exchange(Exchange::topic(name));
+            for topology in [queue, exchange] {
+                refused(transport.declare(&topology).await);
+                refused(transport.remove(&topology).await);
+            }
+            refused(transport.queue_info(name).await.map(drop));
+            refused(transport.purge(name).await.map(drop));
+            refused(transport.consumer(name, ConsumerOptions::default()).await.map(drop));
+        }
+        transport.close(PATIENCE).await.unwrap();
+    }
+
+    /// As many as callers with a reply queue of their own that come and go. Of those that go by
+    /// themselves nobody tells the connection: it asks when it has declared many.
+    #[tokio::test]
+    async fn exclusive_queues_that_are_gone_are_forgotten() {
+        const QUEUES: usize = 800;
+        let url = env::var("POSTRIDER_AMQP10_URL");
+        let url = url.expect("run eval \"$(scripts/brokers up --all)\" first");
+        let transport = Amqp10::connect(&url).await.unwrap();
+        let connection = transport.link().open_connection().unwrap();
+        let known = || connection.own_queues().len();
+        let mut most = 0;
+        for number in 0..QUEUES {
+            let name = format!("test-own-{}", transport.env().new_id().simple());
+            let queue = Queue::exclusive(name.clone());
+            if number % 2 == 0 {
+                let topology = Topology::new().queue(queue);
+                transport.declare(&topology).await.unwrap();
+                assert!(connection.own_queues().contains(&name));
+                transport.remove(&topology).await.unwrap();
+                assert!(!connection.own_queues().contains(&name));
+            } else {
+                let topology = Topology::new().queue(queue.auto_delete());
+                transport.declare(&topology).await.unwrap();
+                let options = ConsumerOptions::default().with_prefetch(1);
+                drop(transport.consumer(&name, options).await.unwrap());
+            }
+            most = most.max(known());
+        }
+        assert!(most < QUEUES / 2, "{most} names of queues that come and go");
+        let gone = async {
+            while known() > 0 {
+                prune(transport.link(), &connection, transport.env().deadline(PATIENCE))
+                    .await
+                    .unwrap();
+            }
+        };
+        timeout(PATIENCE, gone).await.unwrap();
+        transport.close(PATIENCE).await.unwrap();
     }
 }

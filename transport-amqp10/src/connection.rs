@@ -1,9 +1,8 @@
 //! The connection of one epoch.
 
 use std::{
-    collections::HashSet,
     fmt,
-    sync::{Arc, OnceLock, PoisonError},
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -24,8 +23,9 @@ use crate::{
     dial::Dial,
     dialect::Dialect,
     error::{late, lost},
-    frames::Observed,
+    frames::{Echo, Observed},
     management::Management,
+    own_queues::OwnQueues,
     sessions::{Seat, Sessions},
 };
 
@@ -57,8 +57,7 @@ pub(crate) struct Connection {
     asking: Sessions,
     /// The tasks that own its consumers' links.
     consumers: TaskTracker,
-    /// The exclusive queues that were declared on it.
-    own_queues: std::sync::Mutex<HashSet<String>>,
+    own_queues: OwnQueues,
 }
 
 impl fmt::Debug for Connection {
@@ -71,22 +70,32 @@ impl Connection {
     /// Opens the connection of an epoch.
     pub(crate) async fn open(dial: &Dial, epoch: u64) -> Result<Arc<Self>> {
         let (handle, observed) = dial.connect().await?;
-        let dialect = Arc::new(Dialect::of(&dial.profile, &observed)?);
-        let connection = Arc::new(Self {
+        let dialect = Dialect::of(&dial.profile, &observed)?;
+        let connection = Self::made(epoch, dialect, dial.env.clone(), handle, observed);
+        let management = Management::start(&connection);
+        let _first = connection.management.set(management);
+        Ok(connection)
+    }
+
+    fn made(
+        epoch: u64,
+        dialect: Dialect,
+        env: Env,
+        handle: ConnectionHandle<()>,
+        observed: Arc<Observed>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
             epoch,
-            dialect,
-            env: dial.env.clone(),
+            dialect: Arc::new(dialect),
+            env,
             handle: Mutex::new(handle),
             observed,
             management: OnceLock::new(),
             sessions: Sessions::default(),
             asking: Sessions::default(),
             consumers: TaskTracker::new(),
-            own_queues: std::sync::Mutex::default(),
-        });
-        let management = Management::start(&connection);
-        let _first = connection.management.set(management);
-        Ok(connection)
+            own_queues: OwnQueues::default(),
+        })
     }
 
     pub(crate) const fn epoch(&self) -> u64 {
@@ -148,14 +157,15 @@ impl Connection {
         self.management.get().ok_or_else(|| lost("declare"))
     }
 
-    /// Notes that an exclusive queue is its own.
-    pub(crate) fn note_own_queue(&self, name: &str) {
-        let mut own = self.own_queues.lock().unwrap_or_else(PoisonError::into_inner);
-        own.insert(name.to_owned());
+    /// The exclusive queues that were declared on it.
+    pub(crate) const fn own_queues(&self) -> &OwnQueues {
+        &self.own_queues
     }
 
-    pub(crate) fn owns_queue(&self, name: &str) -> bool {
-        self.own_queues.lock().unwrap_or_else(PoisonError::into_inner).contains(name)
+    /// Waits until the broker has heard that a link is to bring nothing more, where that is asked from
+    /// now on. Cancellation safe.
+    pub(crate) fn echo(&self, link: &str) -> Echo {
+        self.observed.echo(link)
     }
 
     /// A seat for a link in one of the sessions.
@@ -268,5 +278,83 @@ impl Connection {
             }
         };
         let _late = timeout(CLOSE_TIMEOUT, closed).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fe2o3_amqp_types::performatives::{Begin, Open};
+    use serde::Serialize;
+    use serde_amqp::{from_slice, to_vec};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    use super::*;
+    use crate::{profile::Profile, wire::Wire};
+
+    /// How long a frame's header is, in bytes.
+    const HEADER: usize = 8;
+
+    /// A broker that overlooks the first session, as RabbitMQ does one that is begun on the channel
+    /// of another that it ended just now.
+    struct Overlooking(DuplexStream);
+
+    impl Overlooking {
+        async fn write(&mut self, channel: u16, body: &impl Serialize) {
+            let body = to_vec(body).unwrap();
+            let size = u32::try_from(HEADER + body.len()).unwrap();
+            let [high, low] = channel.to_be_bytes();
+            let frame = [&size.to_be_bytes()[..], &[2, 0, high, low], &body].concat();
+            self.0.write_all(&frame).await.unwrap();
+        }
+
+        /// The next frame with a body: its channel and that.
+        async fn read(&mut self) -> (u16, Vec<u8>) {
+            loop {
+                let mut header = [0; HEADER];
+                self.0.read_exact(&mut header).await.unwrap();
+                let [a, b, c, d, _, _, high, low] = header;
+                let size = u32::from_be_bytes([a, b, c, d]) as usize;
+                let mut body = vec![0; size - HEADER];
+                self.0.read_exact(&mut body).await.unwrap();
+                if !body.is_empty() {
+                    return (u16::from_be_bytes([high, low]), body);
+                }
+            }
+        }
+
+        /// Gives the channels on which sessions were begun, and itself to be kept open.
+        async fn serve(mut self) -> ([u16; 2], Self) {
+            let mut header = [0; HEADER];
+            self.0.read_exact(&mut header).await.unwrap();
+            self.0.write_all(&header).await.unwrap();
+            let (_, open) = self.read().await;
+            self.write(0, &from_slice::<Open>(&open).unwrap()).await;
+            let (overlooked, _) = self.read().await;
+            let (channel, begin) = self.read().await;
+            let mut begin: Begin = from_slice(&begin).unwrap();
+            begin.remote_channel = Some(channel);
+            self.write(channel, &begin).await;
+            ([overlooked, channel], self)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_the_broker_overlooks_is_begun_again() {
+        let (here, there) = duplex(64 * 1024);
+        let broker = tokio::spawn(Overlooking(there).serve());
+        let observed = Arc::new(Observed::default());
+        let wire = Wire::new(Box::new(here), observed.clone());
+        let handle =
+            fe2o3_amqp::Connection::builder().container_id("client").open_with_stream(wire);
+        let handle = handle.await.unwrap();
+        let dialect = Dialect::of(&Profile::default(), &observed).unwrap();
+        let env = Env::system();
+        let connection = Connection::made(1, dialect, env.clone(), handle, observed);
+        let began = env.now();
+        let deadline = env.deadline(10 * BEGIN_TIMEOUT);
+        let _session = connection.begin("test", deadline).await.unwrap();
+        assert!(env.now() - began < 2 * BEGIN_TIMEOUT, "it is not waited for long");
+        let ([overlooked, channel], _broker) = broker.await.unwrap();
+        assert_ne!(overlooked, channel, "the other session has another channel");
     }
 }

@@ -1,10 +1,13 @@
 //! Opening a connection.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use fe2o3_amqp::connection::ConnectionHandle;
 use postrider_core::{Env, Error, ErrorKind, Result};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    net::{TcpStream, ToSocketAddrs},
+    time::timeout,
+};
 
 use crate::{
     encryption::Encryption,
@@ -19,6 +22,14 @@ use crate::{
 /// The largest frame, in bytes: what RabbitMQ takes. It tells of errors in frames that are larger
 /// than a small limit allows.
 const FRAME_MAX: u32 = 131_072;
+
+/// A socket over which small frames leave at once. The system gathers them else, and waits up to 40 ms
+/// for more.
+async fn socket(address: impl ToSocketAddrs) -> io::Result<TcpStream> {
+    let socket = TcpStream::connect(address).await?;
+    socket.set_nodelay(true)?;
+    Ok(socket)
+}
 
 /// How to connect.
 #[derive(Clone)]
@@ -39,8 +50,7 @@ impl Dial {
 
     async fn open(&self) -> Result<(ConnectionHandle<()>, Arc<Observed>)> {
         let address = (&*self.uri.host, self.uri.port);
-        let socket = TcpStream::connect(address).await.map_err(of_io)?;
-        socket.set_nodelay(true).map_err(of_io)?;
+        let socket = socket(address).await.map_err(of_io)?;
         let mut stream: Box<dyn Stream> = match &self.encryption {
             Some(encryption) => encryption.wrap(socket).await?,
             None => Box::new(socket),
@@ -71,5 +81,19 @@ impl Dial {
             }
             Err(error) => Err(of_open(error, observed.cause())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn small_frames_are_not_kept_back_by_the_system() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let socket = socket(listener.local_addr().unwrap()).await.unwrap();
+        assert!(socket.nodelay().unwrap());
     }
 }

@@ -1,10 +1,10 @@
 //! Frames as they pass: what is read off them, and the name that is changed in them.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     io,
     sync::{
-        Mutex, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -31,7 +31,8 @@ pub(crate) const PAIR: &str = "management-link-pair";
 pub(crate) const PAIR_RECEIVER: &str = "management-link-pair#receiver";
 
 /// A credit that stands for none. The client library takes what was under way when credit was taken
-/// back for a violation of the protocol, so on this side the credit stays.
+/// back for a violation of the protocol, so on this side the credit stays. The broker is asked to say
+/// when it has heard of it.
 pub(crate) const PAUSED: u32 = 0x7fff_0000;
 
 /// The capability of a broker that takes messages to any address over one link: "Using the AMQP
@@ -71,6 +72,28 @@ pub(crate) struct Observed {
     over: CancellationToken,
     /// Whether the broker takes this side for somebody that it knows.
     welcome: AtomicBool,
+    /// Links of which it is asked whether the broker has heard that nothing more is wanted.
+    echoes: Mutex<HashMap<String, CancellationToken>>,
+}
+
+/// The broker's answer that it has heard that nothing more is wanted over a link.
+pub(crate) struct Echo {
+    link: String,
+    heard: CancellationToken,
+    observed: Arc<Observed>,
+}
+
+impl Echo {
+    /// Waits for it. Cancellation safe.
+    pub(crate) async fn heard(&self) {
+        self.heard.cancelled().await;
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        self.observed.echoes().remove(&self.link);
+    }
 }
 
 impl Default for Observed {
@@ -84,6 +107,7 @@ impl Default for Observed {
             cause: Mutex::default(),
             over: CancellationToken::new(),
             welcome: AtomicBool::new(false),
+            echoes: Mutex::default(),
         }
     }
 }
@@ -130,6 +154,23 @@ impl Observed {
     /// Whether the broker knew the user and then did not let it in.
     pub(crate) fn is_turned_away(&self) -> bool {
         self.welcome.load(Ordering::Acquire) && self.product.get().is_none()
+    }
+
+    fn echoes(&self) -> MutexGuard<'_, HashMap<String, CancellationToken>> {
+        self.echoes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The answer to what is asked over a link from now on.
+    pub(crate) fn echo(self: &Arc<Self>, link: &str) -> Echo {
+        let heard = CancellationToken::new();
+        self.echoes().insert(link.to_owned(), heard.clone());
+        Echo { link: link.to_owned(), heard, observed: self.clone() }
+    }
+
+    fn note_paused(&self, link: &str) {
+        if let Some(heard) = self.echoes().get(link) {
+            heard.cancel();
+        }
     }
 
     fn note_welcome(&self) {
@@ -228,8 +269,8 @@ pub(crate) struct Frames {
 /// Links of note, by channel and handle.
 #[derive(Debug, Default)]
 struct Links {
-    /// Over which the broker sends.
-    sending: HashSet<(u16, u32)>,
+    /// Over which the broker sends, with their names.
+    sending: HashMap<(u16, u32), String>,
     /// Over which only a part of a message has passed.
     unfinished: HashSet<(u16, u32)>,
 }
@@ -404,7 +445,7 @@ fn look(
             return written(&open).map(Some);
         }
         Kind::Begin => {
-            links.sending.retain(|(other, _)| *other != channel);
+            links.sending.retain(|(other, _), _| *other != channel);
             observed.note_window(read::<Begin>(body)?.incoming_window);
         }
         Kind::Flow => {
@@ -412,11 +453,15 @@ fn look(
             if direction == Direction::Incoming {
                 observed.note_window(flow.incoming_window);
                 let link = flow.handle.as_ref().map(|handle| (channel, handle.0));
-                if link.is_some_and(|link| links.sending.contains(&link)) {
+                if let Some(name) = link.and_then(|link| links.sending.get(&link)) {
+                    if flow.link_credit == Some(0) {
+                        observed.note_paused(name);
+                    }
                     return written(&of_session(&flow)).map(Some);
                 }
             } else if flow.link_credit == Some(PAUSED) {
                 flow.link_credit = Some(0);
+                flow.echo = true;
                 return written(&flow).map(Some);
             }
         }
@@ -428,7 +473,7 @@ fn look(
             links.unfinished.remove(&link);
             if direction == Direction::Incoming {
                 match attach.role {
-                    Role::Sender => links.sending.insert(link),
+                    Role::Sender => links.sending.insert(link, attach.name.clone()),
                     Role::Receiver => links.sending.remove(&link),
                 };
             }
@@ -558,7 +603,7 @@ mod tests {
 
     #[test]
     fn a_pause_is_no_credit_on_the_wire() {
-        let flow = |credit| Flow {
+        let flow = |credit, echo| Flow {
             next_incoming_id: Some(1),
             incoming_window: 10,
             next_outgoing_id: 1,
@@ -568,15 +613,51 @@ mod tests {
             link_credit: Some(credit),
             available: None,
             drain: false,
-            echo: false,
+            echo,
             properties: None,
         };
         let observed = Observed::default();
-        for (here, there) in [(PAUSED, 0), (5, 5), (0, 0)] {
-            let here = frame(0, &to_vec(&flow(here)).unwrap());
-            let there = frame(0, &to_vec(&flow(there)).unwrap());
+        for (here, there, echo) in [(PAUSED, 0, true), (5, 5, false), (0, 0, false)] {
+            let here = frame(0, &to_vec(&flow(here, false)).unwrap());
+            let there = frame(0, &to_vec(&flow(there, echo)).unwrap());
             assert_eq!(through(Direction::Outgoing, &observed, &[&here]).unwrap(), there);
         }
+    }
+
+    #[test]
+    fn who_paused_a_link_hears_of_the_answer_to_it_alone() {
+        let observed = Arc::new(Observed::default());
+        let (one, other) = (observed.echo("one"), observed.echo("other"));
+        let mut one_attach = attach("one", Role::Sender);
+        one_attach.handle = Handle(1);
+        let flow = |handle, credit| Flow {
+            next_incoming_id: Some(1),
+            incoming_window: 10,
+            next_outgoing_id: 1,
+            outgoing_window: 10,
+            handle: Some(Handle(handle)),
+            delivery_count: Some(7),
+            link_credit: Some(credit),
+            available: None,
+            drain: false,
+            echo: false,
+            properties: None,
+        };
+        let before = [
+            frame(0, &to_vec(&one_attach).unwrap()),
+            frame(0, &to_vec(&attach("other", Role::Sender)).unwrap()),
+            frame(0, &to_vec(&flow(1, 3)).unwrap()),
+            frame(0, &to_vec(&flow(2, 0)).unwrap()),
+        ];
+        let answer = frame(0, &to_vec(&flow(1, 0)).unwrap());
+        let pieces: Vec<&[u8]> = before.iter().map(|piece| &piece[..]).collect();
+        through(Direction::Incoming, &observed, &pieces).unwrap();
+        assert!(!one.heard.is_cancelled(), "there is credit, or it is another's answer");
+        let pieces: Vec<&[u8]> = pieces.into_iter().chain([&answer[..]]).collect();
+        through(Direction::Incoming, &observed, &pieces).unwrap();
+        assert!(one.heard.is_cancelled() && !other.heard.is_cancelled());
+        drop((one, other));
+        assert!(observed.echoes().is_empty());
     }
 
     #[test]

@@ -39,6 +39,7 @@ mod link;
 mod management;
 mod message;
 mod options;
+mod own_queues;
 mod owner;
 mod pipeline;
 mod profile;

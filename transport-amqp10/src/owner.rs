@@ -1,6 +1,6 @@
 //! The task that owns a consumer's link: takes what comes, and tells the broker what is settled.
 
-use std::{mem, pin::pin, sync::Arc, time::Duration};
+use std::{future::pending, mem, pin::pin, sync::Arc, time::Duration};
 
 use fe2o3_amqp::{
     Delivery, Receiver,
@@ -16,7 +16,7 @@ use postrider_core::{DeliveryInfo, Error, ErrorKind, Result, Settlement};
 use postrider_rabbitmq::delay::DELIVERY_TIME;
 use tokio::{
     task::JoinSet,
-    time::{Instant, timeout},
+    time::{Instant, timeout, timeout_at},
 };
 
 use crate::{
@@ -24,7 +24,7 @@ use crate::{
     connection::Connection,
     consumer::{Subscriber, Taken},
     error::{late, lost, of_receive},
-    frames::PAUSED,
+    frames::{Echo, PAUSED},
     ladder, message,
     sessions::Seat,
     stay::{Kept, Stay},
@@ -38,6 +38,10 @@ const RUN: usize = 64;
 
 /// How long one frame may take to be handed on.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a broker may take to say that it has heard that no more is wanted. One that does not say so
+/// has heard of it by then.
+const ECHO: Duration = Duration::from_millis(500);
 
 /// How long what was on its way may take to come after no more was wanted.
 const STRAGGLERS: Duration = Duration::from_millis(50);
@@ -88,6 +92,22 @@ impl Consuming {
     }
 }
 
+/// Waiting for the broker to say that it has heard that no more is wanted.
+struct Pausing {
+    echo: Echo,
+    until: Instant,
+}
+
+/// Waits until the broker has said so, or its time is over. Cancellation safe.
+async fn paused(pausing: Option<&Pausing>) {
+    match pausing {
+        Some(Pausing { echo, until }) => {
+            let _late = timeout_at(*until, echo.heard()).await;
+        }
+        None => pending().await,
+    }
+}
+
 /// The task that owns the link of a stay.
 pub(crate) struct Owner {
     stay: Arc<Stay>,
@@ -96,6 +116,11 @@ pub(crate) struct Owner {
     link: Consuming,
     /// Whether deliveries still come and are wanted.
     consuming: bool,
+    /// The broker was told that no more is wanted and has not said that it heard of it. Until then
+    /// nothing goes back: it might come here once more, and behind the rest.
+    pausing: Option<Pausing>,
+    /// What was not handed out has yet to go back.
+    leaving: bool,
     /// When what was on its way will have come, after no more is wanted.
     stragglers: Option<Instant>,
     /// What the broker may still send.
@@ -125,6 +150,8 @@ impl Owner {
             connection,
             link,
             consuming: true,
+            pausing: None,
+            leaving: false,
             stragglers: None,
             credit: 0,
             enough,
@@ -182,7 +209,8 @@ impl Owner {
             if lost {
                 return Over::Lost;
             }
-            if !self.consuming && settled && self.retries.is_empty() && self.stragglers.is_none() {
+            let is_quiet = self.pausing.is_none() && self.stragglers.is_none();
+            if !self.consuming && settled && self.retries.is_empty() && is_quiet {
                 return Over::Settled;
             }
             let (flush_at, stragglers) = (self.flush_at, self.stragglers);
@@ -205,6 +233,10 @@ impl Owner {
                         return self.why(error);
                     }
                 }
+                () = paused(self.pausing.as_ref()) => {
+                    self.pausing = None;
+                    self.stragglers = Some(self.stay.link().env().now() + STRAGGLERS);
+                }
                 () = until(stragglers) => self.stragglers = None,
             }
         }
@@ -217,10 +249,20 @@ impl Owner {
 
     /// Does what was ordered since it was last looked at.
     async fn obey(&mut self) -> Result<()> {
-        let mut orders = mem::take(&mut self.orders);
-        let (stop, unread) = {
+        let stop = {
             let mut book = self.stay.book();
             book.busy = true;
+            mem::take(&mut book.stop)
+        };
+        if stop {
+            self.pause().await?;
+        }
+        if self.pausing.is_some() {
+            return Ok(());
+        }
+        let mut orders = mem::take(&mut self.orders);
+        let unread = {
+            let mut book = self.stay.book();
             mem::swap(&mut book.orders, &mut orders);
             // Most are acks, which need nothing but the ledger.
             orders.retain(|(tag, settlement)| {
@@ -235,17 +277,13 @@ impl Owner {
                 !is_done
             });
             book.acked = self.acks.len();
-            (mem::take(&mut book.stop), mem::take(&mut book.unread))
+            mem::take(&mut book.unread)
         };
-        if stop {
-            // Before what fails, which would come here again.
-            self.pause().await?;
-        }
         for (tag, settlement) in orders.drain(..) {
             self.apply(tag, settlement).await?;
         }
         self.orders = orders;
-        if stop {
+        if mem::take(&mut self.leaving) {
             self.give_back(unread).await?;
         }
         self.stay.book().busy = false;
@@ -389,10 +427,13 @@ impl Owner {
     /// Stops consuming.
     async fn pause(&mut self) -> Result<()> {
         self.consuming = false;
+        self.leaving = true;
         if self.credit > 0 {
+            let echo = self.connection.echo(self.link.receiver.name());
             self.grant(PAUSED).await?;
             self.credit = 0;
-            self.stragglers = Some(self.stay.link().env().now() + STRAGGLERS);
+            let until = self.stay.link().env().now() + ECHO;
+            self.pausing = Some(Pausing { echo, until });
         }
         Ok(())
     }

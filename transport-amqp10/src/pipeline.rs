@@ -179,7 +179,11 @@ impl Pipeline {
                 Left::Link => {
                     run.blame();
                     run.give_up("the broker ended the link before the verdict");
-                    run.end().await;
+                    // A broker that is silent does not answer, and others wait for their verdicts.
+                    let mut ending = pin!(run.end());
+                    if self.meanwhile(&mut ending).await.is_none() {
+                        ending.await;
+                    }
                 }
             }
         }

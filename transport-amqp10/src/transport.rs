@@ -84,7 +84,7 @@ impl Amqp10 {
         Ok(Self(Arc::new(Guard::new(link))))
     }
 
-    fn link(&self) -> &Arc<Link> {
+    pub(crate) fn link(&self) -> &Arc<Link> {
         self.0.link()
     }
 

@@ -36,6 +36,8 @@ async fn an_empty_name_is_no_queue(scene: Scene) {
     let kind = purged.as_ref().err().map(Error::kind);
     assert_eq!(kind, Some(ErrorKind::NotFound), "purging the queue '': {purged:?}");
     scene.info(&queue).await;
+    let consumer = transport.consumer("", ConsumerOptions::default()).await;
+    refused(consumer, &[ErrorKind::NotFound], "consuming the queue ''");
     let nothing = Topology::new().queue(Queue::durable(""));
     transport.remove(&nothing).await.expect("what is not there needs no removing");
     scene.holds(&queue, &["stays"]).await;

@@ -19,7 +19,7 @@ pub(super) fn behaviours() -> Vec<Behaviour> {
         Behaviour::new(publish_all_gives_verdicts_in_order, &[Need::Topology]),
         Behaviour::new(flush_waits_for_every_verdict, &[Need::Topology]),
         Behaviour::new(dropped_confirm_loses_no_message, &[Need::Topology]),
-        Behaviour::new(overlong_names_are_refused_before_sending, &[Need::Topology]),
+        Behaviour::new(names_that_cannot_be_are_refused_before_sending, &[Need::Topology]),
         Behaviour::new(refused_batch_sends_nothing, &[Need::Topology]),
         Behaviour::new(options_out_of_range_are_refused, &[Need::Topology]),
         Behaviour::new(missing_exchange_leaves_publisher_usable, &[Need::Topology]),
@@ -117,7 +117,7 @@ async fn dropped_confirm_loses_no_message(scene: Scene) {
     scene.holds(&queue, &numbers(100)).await;
 }
 
-async fn overlong_names_are_refused_before_sending(scene: Scene) {
+async fn names_that_cannot_be_are_refused_before_sending(scene: Scene) {
     let queue = scene.queue("names").await;
     let publisher = scene.publisher().await;
     let long = "x".repeat(256);
@@ -126,6 +126,8 @@ async fn overlong_names_are_refused_before_sending(scene: Scene) {
         Address::exchange(long.clone(), "key"),
         Address::exchange("", long.clone()),
         Address::queue("two\nlines"),
+        Address::queue(""),
+        Address::exchange("", ""),
     ] {
         let sent = publisher.send(Envelope::new(address.clone(), Message::new("x"))).await;
         refused(sent, &[ErrorKind::Invalid], &format!("a send to {address}"));

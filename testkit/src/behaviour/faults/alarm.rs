@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use postrider_core::{Address, ErrorKind, PublisherOptions};
+use postrider_core::{
+    Address, ErrorKind, PublisherExt, PublisherOptions, Queue, Topology, TransportEvent, Verdict,
+};
+use tokio::time;
 
 use super::{
     Behaviour, Need,
@@ -18,6 +21,10 @@ pub(super) fn behaviours() -> Vec<Behaviour> {
         Behaviour::new(
             loss_under_an_alarm_is_survived,
             &[Need::Topology, Need::Fault(Fault::Alarm), Need::Fault(Fault::ConnectionLoss)],
+        ),
+        Behaviour::new(
+            alarm_that_ends_during_a_loss_is_over,
+            &[Need::Topology, Need::Fault(Fault::Alarm), Need::Fault(Fault::Network)],
         ),
     ]
 }
@@ -73,4 +80,50 @@ async fn loss_under_an_alarm_is_survived(scene: Scene) {
     scene.restored(&mut events, 2).await;
     scene.end(Fault::Alarm).await;
     traffic.ends(&scene, 2 * WINDOW, Again::Marked).await;
+}
+
+/// A connection hears of the alarm and is lost, and the next hears of none: nobody tells it that the
+/// alarm is over. Where an exclusive queue cannot be declared under an alarm, the first is lost while
+/// it is still being restored.
+async fn alarm_that_ends_during_a_loss_is_over(scene: Scene) {
+    let (proxy, victim) = scene.connect_through_proxy(Duration::from_secs(30)).await;
+    let own = scene.name("own");
+    let topology = Topology::new().queue(Queue::exclusive(own.clone()));
+    scene.remember(topology.clone());
+    victim.transport.declare(&topology).await.expect("an exclusive queue");
+    let publisher = victim.transport.publisher(PublisherOptions::default()).await;
+    let publisher = publisher.expect("a publisher");
+    // A broker may tell of an alarm only when something is published.
+    let steady = {
+        let (publisher, address) = (publisher.clone(), Address::queue(own.clone()));
+        tokio::spawn(async move {
+            loop {
+                // Under an alarm and over losses: any verdict will do.
+                let _any = publisher.publish(numbered(&address, 0)).await;
+                time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+    };
+    let blocked =
+        |event: &TransportEvent| matches!(event, TransportEvent::Blocked { .. }).then_some(());
+    let lost = |event: &TransportEvent| matches!(event, TransportEvent::Lost { .. }).then_some(());
+    let mut events = victim.transport.events();
+    scene.begin(Fault::Alarm).await;
+    scene.event(&mut events, "the event Blocked", blocked).await;
+    proxy.cut();
+    scene.event(&mut events, "the event Lost", lost).await;
+    scene.event(&mut events, "the event Blocked after a loss", blocked).await;
+    proxy.refuse();
+    proxy.cut();
+    scene.end(Fault::Alarm).await;
+    proxy.heal();
+    scene
+        .eventually("the connection is well again", async || {
+            let health = victim.transport.health();
+            if health.is_ready() { Ok(()) } else { Err(format!("{health:?}")) }
+        })
+        .await;
+    let confirm = scene.send(&*publisher, numbered(&Address::queue(own), 1)).await;
+    assert_eq!(scene.verdict(confirm).await, Verdict::Accepted, "publishing goes on");
+    steady.abort();
 }

@@ -30,6 +30,7 @@ pub(super) fn behaviours() -> Vec<Behaviour> {
         Behaviour::new(dripping_network_is_a_network, NETWORK),
         Behaviour::new(network_that_comes_back_late_is_waited_for, NETWORK),
         Behaviour::new(closing_does_not_wait_for_who_is_silent, NETWORK),
+        Behaviour::new(consumer_dropped_while_unheard_gives_back_in_order, NETWORK),
         Behaviour::new(idle_connection_stays_up, NETWORK),
         Behaviour::new(slow_handler_keeps_its_connection, NETWORK),
     ]
@@ -183,6 +184,36 @@ async fn closing_does_not_wait_for_who_is_silent(scene: Scene) {
         drop(reader);
         proxy.cut();
         scene.settles_at(&queue, u64::from(!is_settling)).await;
+    }
+}
+
+/// A broker that hears at once that a consumer has room for more, that it wants no more, and what it
+/// gives back, must not deliver that to it once more: it would be given back again, behind the rest.
+async fn consumer_dropped_while_unheard_gives_back_in_order(scene: Scene) {
+    const MESSAGES: usize = 60;
+    const TAKEN: usize = 21;
+    let moment = Duration::from_millis(50);
+    let numbers: Vec<_> = (0..MESSAGES).map(|number| number.to_string()).collect();
+    for queue in [scene.queue("quorum").await, scene.classic("classic").await] {
+        let (proxy, victim) = scene.connect_through_proxy(SLOW_HEARTBEAT).await;
+        scene.publish(&queue, numbers.clone()).await;
+        let mut reader = scene.read_on(&victim.transport, &queue, MESSAGES as u16).await;
+        let mut taken = reader.take(TAKEN).await;
+        scene.settles_at(&queue, 0).await;
+        let last = taken.pop().expect("the last of them");
+        proxy.stall(Direction::ToServer);
+        for delivery in taken {
+            delivery.ack();
+        }
+        // Until more is asked for, which nobody can see.
+        time::sleep(moment).await;
+        drop(reader);
+        time::sleep(moment).await;
+        proxy.heal();
+        scene.settles_at(&queue, (MESSAGES - TAKEN) as u64).await;
+        last.ack();
+        scene.has_consumers(&queue, 0).await;
+        scene.holds(&queue, &numbers[TAKEN..]).await;
     }
 }
 

@@ -1,18 +1,26 @@
 //! Verdicts that come in another order than their messages, and publishes that nobody waits for.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use futures_util::{FutureExt, future};
-use postrider_core::{Address, Overflow, PublisherOptions, Queue, Verdict};
+use futures_util::{FutureExt, StreamExt, future, stream::FuturesUnordered};
+use postrider_core::{Address, Error, Overflow, Publisher, PublisherOptions, Queue, Verdict};
+use tokio::time;
 
 use super::{Behaviour, Need, traffic::numbered};
-use crate::Scene;
+use crate::{
+    Scene,
+    harness::Fault,
+    proxy::{Direction, FaultProxy},
+};
 
 pub(super) fn behaviours() -> Vec<Behaviour> {
     const NEEDS: &[Need] = &[Need::Topology];
+    const NETWORK: &[Need] = &[Need::Topology, Need::Fault(Fault::Network)];
     vec![
         Behaviour::new(verdicts_are_right_over_many_queues, NEEDS),
         Behaviour::new(dropped_sends_leave_the_publisher_usable, NEEDS),
+        Behaviour::new(verdicts_come_in_time_though_nothing_is_confirmed, NETWORK),
+        Behaviour::new(verdicts_come_in_time_beside_one_who_never_pauses, NETWORK),
     ]
 }
 
@@ -98,7 +106,7 @@ async fn dropped_sends_leave_the_publisher_usable(scene: Scene) {
         // Polled at once, or after a moment, in which others of the window may have gone.
         let sent = match (&mut sending).now_or_never() {
             None if number % 3 == 0 => {
-                tokio::time::timeout(Duration::from_millis(1), &mut sending).await.ok()
+                time::timeout(Duration::from_millis(1), &mut sending).await.ok()
             }
             sent => sent,
         };
@@ -122,4 +130,82 @@ async fn dropped_sends_leave_the_publisher_usable(scene: Scene) {
         assert_eq!(scene.verdict(sent.expect("a send")).await, Verdict::Accepted, "afterwards");
     }
     scene.settles_at(&after, WINDOW as u64).await;
+}
+
+/// How long a publish may take through a network that is frozen.
+const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What a publish ended as, and how long that took.
+async fn end_of(scene: &Scene, publisher: &dyn Publisher, number: usize, queue: &str) -> End {
+    let began = scene.env().now();
+    let verdict = match publisher.send(numbered(&Address::queue(queue.to_owned()), number)).await {
+        Ok(confirm) => confirm.await.into_result(),
+        Err(error) => Err(error),
+    };
+    End { number, verdict, took: scene.env().now() - began }
+}
+
+struct End {
+    number: usize,
+    verdict: Result<(), Error>,
+    took: Duration,
+}
+
+impl End {
+    fn is_in_time(&self, scene: &Scene) {
+        let Self { number, verdict, took } = self;
+        assert!(verdict.is_err(), "nobody answered, and message {number} ended as accepted");
+        let most = TIMEOUT + scene.lateness();
+        assert!(*took <= most, "message {number} ended after {took:?}: {verdict:?}");
+    }
+}
+
+/// A publisher whose broker has gone silent and is not missed yet.
+async fn frozen(scene: &Scene, queue: &str, window: usize) -> (FaultProxy, Arc<dyn Publisher>) {
+    let (proxy, victim) = scene.connect_through_proxy(10 * TIMEOUT).await;
+    let options = PublisherOptions::default().with_timeout(TIMEOUT).with_window(window);
+    let publisher = victim.transport.publisher(options).await.expect("a publisher");
+    let before = end_of(scene, &*publisher, 0, queue).await;
+    before.verdict.expect("before it is frozen");
+    proxy.stall(Direction::ToClient);
+    proxy.stall(Direction::ToServer);
+    (proxy, publisher)
+}
+
+/// More messages than a broker gives credit for, one after the other, so that some have waited long
+/// when others have only begun to.
+async fn verdicts_come_in_time_though_nothing_is_confirmed(scene: Scene) {
+    const MESSAGES: usize = 400;
+    let queue = scene.queue("queue").await;
+    let (_proxy, publisher) = frozen(&scene, &queue, 1_000).await;
+    let mut ends = FuturesUnordered::new();
+    for number in 1..=MESSAGES {
+        let (scene, publisher, queue) = (scene.clone(), publisher.clone(), queue.clone());
+        ends.push(tokio::spawn(async move { end_of(&scene, &*publisher, number, &queue).await }));
+        time::sleep(2 * TIMEOUT / MESSAGES as u32).await;
+    }
+    while let Some(end) = scene.soon("the end of a message", ends.next()).await {
+        end.expect("its task").is_in_time(&scene);
+    }
+}
+
+/// As fast as the window allows, beside others that send now and then.
+async fn verdicts_come_in_time_beside_one_who_never_pauses(scene: Scene) {
+    let queue = scene.queue("queue").await;
+    let (_proxy, publisher) = frozen(&scene, &queue, 300).await;
+    let until = scene.env().now() + 3 * TIMEOUT;
+    let hasty = (0..300).map(|number| (number, Duration::ZERO));
+    let slow = (300..310).map(|number| (number, TIMEOUT / 10));
+    let tasks = hasty.chain(slow).map(|(number, pause)| {
+        let (scene, publisher, queue) = (scene.clone(), publisher.clone(), queue.clone());
+        tokio::spawn(async move {
+            while scene.env().now() < until {
+                time::sleep(pause).await;
+                end_of(&scene, &*publisher, number, &queue).await.is_in_time(&scene);
+            }
+        })
+    });
+    for ended in scene.soon("every verdict", future::join_all(tasks)).await {
+        ended.expect("its task");
+    }
 }
