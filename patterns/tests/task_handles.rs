@@ -19,6 +19,7 @@ use postrider_patterns::{
 };
 use postrider_transport_inmemory::{Broker, InMemory};
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 
 #[derive(Serialize, Deserialize)]
 struct Email {
@@ -31,6 +32,11 @@ impl Task for Email {
 
 impl TaskWithResult for Email {
     type Output = u32;
+}
+
+/// The end of a handle, or a failure instead of a test that hangs.
+async fn end_of(handle: &TaskHandle<u32>) -> Result<u32, TaskError> {
+    timeout(3_600 * SECOND, handle.result()).await.expect("an end")
 }
 
 async fn track(tasks: &WorkQueue, options: SubmitOptions) -> TaskHandle<u32> {
@@ -177,20 +183,18 @@ async fn a_report_that_comes_late_or_is_none_changes_nothing() {
     report(r#"{"state":"running","attempt":2}"#).await;
     watched.wait_for(|state| state.status == TaskStatus::Running { attempt: 2 }).await.unwrap();
     report(r#"{"state":"retrying","attempt":1}"#).await;
+    report(r#"{"state":"progress","attempt":1,"progress":0.9}"#).await;
     report(r#"{"state":"dancing"}"#).await;
     report("nonsense").await;
+    report(r#"{"state":"progress","attempt":2,"progress":0.1}"#).await;
+    watched.wait_for(|state| state.progress.is_some()).await.unwrap();
+    assert_eq!(handle.status(), TaskStatus::Running { attempt: 2 });
+    assert!(handle.progress().unwrap().fraction < 0.5);
     report(r#"{"state":"done","attempt":2,"result":5}"#).await;
     report(r#"{"state":"failed","attempt":3}"#).await;
-    let mut seen = vec![TaskStatus::Running { attempt: 2 }];
-    while !seen.last().unwrap().is_end() {
-        watched.changed().await.unwrap();
-        seen.push(watched.borrow_and_update().status.clone());
-    }
-    assert_eq!(seen, [TaskStatus::Running { attempt: 2 }, TaskStatus::Done]);
     assert_eq!(handle.result().await.unwrap(), 5);
-    while common::ready(&*other, "email").await != 0 {
-        tokio::task::yield_now().await;
-    }
+    // Time stands still until everything has been taken in.
+    tokio::time::sleep(SECOND).await;
     assert_eq!(handle.status(), TaskStatus::Done);
 }
 
@@ -250,4 +254,22 @@ async fn what_a_middleware_has_done_with_is_done_without_a_result() {
         let handle = tasks.submit_tracked(&Email { to: 1 }, SubmitOptions::default());
         handle.await.unwrap().result().await.unwrap();
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_loss_ends_the_handles_of_before_and_of_meanwhile() {
+    let (transport, other) = common::two_transports();
+    let connection = Arc::clone(&transport);
+    let transport: Arc<dyn Transport> = transport;
+    let tasks = WorkQueue::new(&transport).await.unwrap();
+    let before = track(&tasks, SubmitOptions::default()).await;
+    connection.lose_connection();
+    let Err(TaskError::Unknown { cause }) = end_of(&before).await else { panic!("{before:?}") };
+    assert!(cause.contains("the connection was lost: "), "{cause}");
+    let restoring = async { connection.restore_connection() };
+    let (meanwhile, ()) = tokio::join!(track(&tasks, SubmitOptions::default()), restoring);
+    let ended = end_of(&meanwhile).await.unwrap_err();
+    assert!(ended.to_string().contains("while it was submitted"), "{ended}");
+    // The tasks are there all the same.
+    assert_eq!(common::ready(&*other, "email").await, 2);
 }
