@@ -60,7 +60,16 @@ fn work_queue() {
     let said = output(env!("CARGO_BIN_EXE_work_queue"), &[]);
     assert!(said.contains("resized sun.png at try 1\n"), "{said}");
     assert!(said.contains("resized moon.png at try 2\n"), "{said}");
-    assert!(said.ends_with("dead letter: notes.txt is no image\n"), "{said}");
+    assert!(
+        said.ends_with(
+            "resized late.png at try 1\n\
+             progress: drawing\n\
+             a film of 20 frames\n\
+             the long film: the task was called off\n\
+             dead letter: notes.txt is no image\n"
+        ),
+        "{said}"
+    );
 }
 
 #[test]

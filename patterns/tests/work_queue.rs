@@ -10,11 +10,11 @@ use std::{
     time::Duration,
 };
 
-use common::{Log, SECOND, declare_queue, publish, take, text, transport};
+use common::{Log, SECOND, publish, take, text, transport};
 use postrider_core::{Address, ErrorKind, HeaderValue, Message, Queue, Topology, Transport};
 use postrider_patterns::{
-    Codec, Context, ErrorClass, HandlerError, Jitter, Limits, PublishError, RetryPolicy,
-    SubmitOptions, Task, TaskError, TaskHandle, TaskStatus, TaskWithResult, WorkQueue, Worker,
+    Codec, Context, ErrorClass, HandlerError, Jitter, PublishError, RetryPolicy, SubmitOptions,
+    Task, WorkQueue, Worker,
 };
 use postrider_transport_inmemory::InMemory;
 use serde::{Deserialize, Serialize};
@@ -375,12 +375,14 @@ async fn a_closed_transport_refuses_tasks() {
     assert!(matches!(error, PublishError::Transport(error) if error.kind() == ErrorKind::Closed));
 }
 
-impl TaskWithResult for Email {
-    type Output = u32;
-}
-
-async fn track(tasks: &WorkQueue, options: SubmitOptions) -> TaskHandle<u32> {
-    tasks.submit_for_result(&Email { to: 1 }, options).await.unwrap()
+#[tokio::test(start_paused = true)]
+async fn a_queue_with_another_time_to_live_is_no_queue_for_the_worker() {
+    let transport = transport();
+    let tasks = WorkQueue::new(&transport).await.unwrap();
+    tasks.submit(&Email { to: 1 }).await.unwrap();
+    let (worker, _sent) = sending();
+    let error = worker.ttl(SECOND).start(&transport).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Mismatch);
 }
 
 #[tokio::test(start_paused = true)]
@@ -400,161 +402,4 @@ async fn priorities_and_times_that_the_broker_has_not_are_refused() {
     let highest = SubmitOptions::default().with_priority(31);
     tasks.submit_with(&Email { to: 1 }, highest).await.unwrap();
     assert_eq!(take(&*transport, "email").await.priority, Some(31));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_task_that_nobody_ends_has_a_handle_that_ends() {
-    let transport = transport();
-    let tasks = WorkQueue::new(&transport).await.unwrap();
-    let before = transport.env().now();
-    let called_off = track(&tasks, SubmitOptions::default()).await;
-    let options = SubmitOptions::default().with_delay(40 * SECOND).with_ttl(10 * SECOND);
-    let expired = track(&tasks, options).await;
-    called_off.cancel().await.unwrap();
-    for (handle, after, cause) in [(called_off, 30, "called off"), (expired, 80, "time to live")] {
-        let ended = handle.result().await.unwrap_err();
-        assert_eq!((transport.env().now() - before).as_secs(), after);
-        assert!(matches!(&ended, TaskError::Unknown { cause: why } if why.contains(cause)));
-    }
-    // A task expires at the front of its queue.
-    take(&*transport, "email").await;
-    take(&*transport, "dead_letter_email").await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_task_that_was_begun_in_its_time_may_take_longer() {
-    let transport = transport();
-    let tasks = WorkQueue::new(&transport).await.unwrap();
-    let worker = Worker::new("email").on_result(|task: Email, _context| async move {
-        tokio::time::sleep(3_600 * SECOND).await;
-        Ok(task.to)
-    });
-    let _running = worker.start(&transport).await.unwrap();
-    let handle = track(&tasks, SubmitOptions::default().with_ttl(SECOND)).await;
-    assert_eq!(handle.result().await.unwrap(), 1);
-}
-
-#[tokio::test(start_paused = true)]
-async fn progress_is_told_four_times_a_second_at_most() {
-    let transport = transport();
-    declare_queue(&*transport, Queue::exclusive("mine")).await;
-    let worker = Worker::new("email").on(|_task: Email, context: Context| async move {
-        for step in 0..200_u32 {
-            context.progress(f64::from(step) / 200.0, "on its way");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        Ok(())
-    });
-    let running = worker.start(&transport).await.unwrap();
-    let task = Message::new(r#"{"type":"email","params":{"to":1}}"#)
-        .with_message_id("7")
-        .with_reply_to("mine");
-    publish(&*transport, Address::queue("email"), task).await;
-    let mut steps = Vec::new();
-    loop {
-        let report = take(&*transport, "mine").await;
-        assert_eq!(report.correlation_id.as_deref(), Some("7"));
-        let report: serde_json::Value = serde_json::from_slice(&report.body).unwrap();
-        match report["state"].as_str().unwrap() {
-            "running" => {}
-            "progress" => steps.push(report["progress"].as_f64().unwrap()),
-            state => {
-                assert_eq!(state, "done");
-                break;
-            }
-        }
-    }
-    assert_eq!(steps, [0.0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875]);
-    assert_eq!(running.stats().replies_dropped, 0);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_result_that_cannot_be_sent_is_told_and_its_task_done() {
-    let transport = transport();
-    let tasks = WorkQueue::new(&transport).await.unwrap();
-    let worker = Worker::new("email")
-        .on_result(|task: Email, _context| async move { Ok(task.to) })
-        .on(|_task: Spacious, _context| async { Ok(()) });
-    assert!(worker.start(&transport).await.is_err(), "it is of another queue");
-    let worker = Worker::new("spacious")
-        .on_result(|_task: Spacious, _context| async { Ok("x".repeat(1_000)) });
-    let limits = Limits::default().with_max_body_bytes(500);
-    let running = worker.limits(limits).start(&transport).await.unwrap();
-    let handle = tasks.submit_for_result(&Spacious {}, SubmitOptions::default()).await.unwrap();
-    let Err(TaskError::Failed(error)) = handle.result().await else { panic!("{handle:?}") };
-    assert_eq!(error.code(), "RESULT_UNSENDABLE");
-    while running.stats().acked == 0 {
-        tokio::task::yield_now().await;
-    }
-    assert_eq!(running.stats().dead_lettered, 0);
-}
-
-#[derive(Serialize, Deserialize)]
-struct Spacious {}
-
-impl Task for Spacious {
-    const TYPE: &'static str = "spacious";
-}
-
-impl TaskWithResult for Spacious {
-    type Output = String;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_reply_queue_that_is_gone_ends_the_handles_and_another_is_made() {
-    let (transport, other) = common::two_transports();
-    let transport: Arc<dyn Transport> = transport;
-    let tasks = WorkQueue::new(&transport).await.unwrap();
-    let handle = track(&tasks, SubmitOptions::default()).await;
-    let task = take(&*other, "email").await;
-    let replies = Queue::exclusive(task.reply_to.unwrap());
-    transport.remove(&Topology::new().queue(replies)).await.unwrap();
-    assert!(matches!(handle.result().await, Err(TaskError::Unknown { .. })));
-    let worker = Worker::new("email").on_result(|task: Email, _context| async move { Ok(task.to) });
-    let _running = worker.start(&transport).await.unwrap();
-    let handle = track(&tasks, SubmitOptions::default()).await;
-    assert_eq!(handle.result().await.unwrap(), 1);
-}
-
-#[tokio::test(start_paused = true)]
-async fn closing_the_transport_ends_the_handles() {
-    let transport = transport();
-    let tasks = WorkQueue::new(&transport).await.unwrap();
-    let handle = track(&tasks, SubmitOptions::default()).await;
-    transport.close(SECOND).await.unwrap();
-    assert!(matches!(handle.result().await, Err(TaskError::Unknown { .. })));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_report_that_comes_late_or_is_none_changes_nothing() {
-    let (transport, other) = common::two_transports();
-    let transport: Arc<dyn Transport> = transport;
-    let tasks = WorkQueue::new(&transport).await.unwrap();
-    let handle = track(&tasks, SubmitOptions::default()).await;
-    let task = take(&*other, "email").await;
-    let report = |body: &'static str| {
-        let report = Message::new(body)
-            .with_type("postrider.task.report")
-            .with_correlation_id(task.message_id.clone().unwrap());
-        publish(&*other, Address::queue(task.reply_to.clone().unwrap()), report)
-    };
-    let mut watched = handle.watch();
-    report(r#"{"state":"running","attempt":2}"#).await;
-    watched.wait_for(|state| state.status == TaskStatus::Running { attempt: 2 }).await.unwrap();
-    report(r#"{"state":"retrying","attempt":1}"#).await;
-    report(r#"{"state":"dancing"}"#).await;
-    report("nonsense").await;
-    report(r#"{"state":"done","attempt":2,"result":5}"#).await;
-    report(r#"{"state":"failed","attempt":3}"#).await;
-    let mut seen = vec![TaskStatus::Running { attempt: 2 }];
-    while !seen.last().unwrap().is_end() {
-        watched.changed().await.unwrap();
-        seen.push(watched.borrow_and_update().status.clone());
-    }
-    assert_eq!(seen, [TaskStatus::Running { attempt: 2 }, TaskStatus::Done]);
-    assert_eq!(handle.result().await.unwrap(), 5);
-    while common::ready(&*other, "email").await != 0 {
-        tokio::task::yield_now().await;
-    }
-    assert_eq!(handle.status(), TaskStatus::Done);
 }

@@ -68,6 +68,11 @@ struct StreamsGuide;
 #[doc = include_str!("../../docs/dead_letters.md")]
 struct DeadLettersGuide;
 
+/// The guide to work queues, whose programs are compiled.
+#[cfg(all(doctest, feature = "inmemory"))]
+#[doc = include_str!("../../docs/work_queue.md")]
+struct WorkQueueGuide;
+
 /// The guide to routing, whose programs are compiled.
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/routing.md")]

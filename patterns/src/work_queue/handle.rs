@@ -18,9 +18,10 @@ const CANCEL_PATIENCE: Duration = Duration::from_secs(30);
 /// A handle lives as long as it is held, and no longer than its process: the task goes on without
 /// it, and its result is dropped then. It ends once, as [`TaskStatus::is_end`] says. When the
 /// connection of its submitter is lost, it ends as [`TaskStatus::Unknown`], because reports go to a
-/// queue that goes with the connection; the task is done all the same. So it does when the task has
-/// a time to live and is not begun 30 s after it, and 30 s after a [`cancel`](Self::cancel) that
-/// came to no end. A task that expires, or that the broker itself gives up, is reported by nobody.
+/// queue that goes with the connection; the task is done all the same. So it does when the task was
+/// given a time to live and is not begun 30 s after it, and 30 s after a [`cancel`](Self::cancel)
+/// that came to no end. A task that expires, or that the broker itself gives up, is reported by
+/// nobody: put a timeout around [`result`](Self::result) where that may happen.
 #[must_use = "dropping it drops what is heard of the task"]
 pub struct TaskHandle<R = ()> {
     id: MessageId,
@@ -91,12 +92,13 @@ impl<R> TaskHandle<R> {
         if self.kept.is_none() || self.status().is_end() {
             return Ok(());
         }
-        self.entry.call_off();
-        self.entry.lapse(
-            CANCEL_PATIENCE,
-            |_status| true,
-            "it was called off, and no worker said that it has ended",
-        );
+        if self.entry.call_off() {
+            self.entry.lapse(
+                CANCEL_PATIENCE,
+                |_status| true,
+                "it was called off, and no worker said that it has ended",
+            );
+        }
         self.tasks.tell_cancelled(self.entry.exchange(), &self.id).await.map(|_told| ())
     }
 }

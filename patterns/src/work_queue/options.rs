@@ -22,7 +22,8 @@ pub struct SubmitOptions {
     /// to 4 in one and 5 to 9 in the other. A higher one must be a level of its own.
     pub priority: Option<u8>,
     /// How long the task may wait before it expires into the dead-letter queue, in whole
-    /// milliseconds, from when its delay is over. Default: as its queue says, else for ever.
+    /// milliseconds, from when its delay is over. Transports over RabbitMQ refuse a task with both.
+    /// Default: as its queue says, else for ever.
     pub ttl: Option<Duration>,
     /// How long the task is held back first, in whole milliseconds. Default: not at all.
     pub delay: Option<Duration>,

@@ -7,9 +7,13 @@ use std::{
 
 use bytes::Bytes;
 use postrider_core::{
-    Address, Confirm, DeliveryInfo, Env, Envelope, Error, ErrorKind, Message, Publisher, Result,
+    Address, Confirm, DeliveryInfo, Env, Envelope, Error, ErrorKind, Message, Publisher,
+    PublisherExt, Result,
 };
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
 
 use super::report::{self, REPORT, Said, within_bounds};
 use crate::{
@@ -20,6 +24,10 @@ use crate::{
 
 /// How much of what may be lost waits to be sent. More is lost.
 const MOST_WAITING: usize = 1_024;
+
+/// How long the end of a task waits that the broker did not take, at first and at most.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// At most four reports of progress a second.
 const BETWEEN: Duration = Duration::from_millis(250);
@@ -38,7 +46,7 @@ pub(super) struct Reports {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Told {
     Done,
-    /// It may get through another time.
+    /// The transport was closed first.
     Not,
 }
 
@@ -117,8 +125,8 @@ impl Reporter {
         }
     }
 
-    /// Says how the task ended, and waits until the broker has it. A submitter that is gone is no
-    /// failure.
+    /// Says how the task ended, and waits until the broker has it, however long that takes. A
+    /// submitter that is gone is no failure. Dropped, it may have said it.
     pub(super) async fn end(&self, said: Said<'_>) -> Told {
         match report::encode(self.codec, self.reports.limits, self.attempt, said) {
             Ok(body) => match self.publish(body).await {
@@ -154,27 +162,34 @@ impl Reporter {
         report::encode_done::<()>(self.codec, self.reports.limits, self.attempt, None)
     }
 
+    /// Publishes until the broker has it, because the other way is to run the task again. Twice is no
+    /// harm: the first one counts.
     async fn publish(&self, body: Bytes) -> Result<()> {
-        self.reports.publisher.send(self.envelope(body)).await?.await.into_result()
+        let envelope = self.envelope(body);
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let Err(error) = self.reports.publisher.publish(envelope.clone()).await else {
+                return Ok(());
+            };
+            match error.kind() {
+                ErrorKind::Unavailable | ErrorKind::TimedOut | ErrorKind::Unknown => {
+                    tracing::warn!(task = %self.id, %error, "the end of a task is not reported yet");
+                }
+                _ => return Err(error),
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
     }
 
     fn failed(&self, error: &Error) -> Told {
-        match error.kind() {
-            ErrorKind::Closed
-            | ErrorKind::Unavailable
-            | ErrorKind::TimedOut
-            | ErrorKind::Unknown
-            | ErrorKind::Internal => {
-                tracing::warn!(task = %self.id, %error, "the end of a task could not be reported");
-                Told::Not
-            }
-            // Nobody waits for it, or its queue or the broker will never take it.
-            _ => {
-                self.reports.counters.add(Count::RepliesDropped);
-                tracing::debug!(task = %self.id, %error, "nobody hears the end of a task");
-                Told::Done
-            }
+        if error.kind() == ErrorKind::Closed {
+            return Told::Not;
         }
+        // Nobody waits for it, or its queue or the broker will never take it.
+        self.reports.counters.add(Count::RepliesDropped);
+        tracing::debug!(task = %self.id, %error, "nobody hears the end of a task");
+        Told::Done
     }
 
     /// For the handler's own word.

@@ -62,8 +62,9 @@ impl Entry {
         self.result.get()
     }
 
-    pub(super) fn call_off(&self) {
-        self.called_off.store(true, Ordering::Relaxed);
+    /// Gives whether it was not called off before.
+    pub(super) fn call_off(&self) -> bool {
+        !self.called_off.swap(true, Ordering::Relaxed)
     }
 
     fn is_called_off(&self) -> bool {

@@ -83,8 +83,7 @@ pub(crate) async fn a_task_that_is_given_up_says_why(world: World) {
     };
     assert_eq!((error.class(), error.code()), (ErrorClass::Rejected, "NO_PAPER"));
     assert_eq!(error.message(), "the printer is empty");
-    // It is kept when its submitter hears of it.
-    assert_eq!(world.letters(&transport).count().await.unwrap(), 1);
+    dead(&world.letters(&transport), 1).await;
 }
 
 pub(crate) async fn a_task_that_is_tried_again_says_so(world: World) {
@@ -128,7 +127,7 @@ pub(crate) async fn handles_are_bounded(world: World) {
     assert_eq!(error.kind(), ErrorKind::Rejected);
     drop(one);
     let _three = submit(&tasks, 3).await;
-    assert_eq!(transport.queue_info(&world.queue()).await.unwrap().unwrap().ready, 3);
+    world.waiting(&transport, 3).await;
 }
 
 pub(crate) async fn a_result_that_nobody_hears_is_dropped_and_counted(world: World) {

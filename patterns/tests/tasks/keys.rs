@@ -81,11 +81,12 @@ pub(crate) async fn a_second_is_not_submitted(world: World) {
     let second = submit(&tasks, 2).await;
     assert_eq!((first.status(), second.status()), (TaskStatus::Queued, TaskStatus::Duplicate));
     second.cancel().await.unwrap();
-    assert_eq!(transport.queue_info(&world.queue()).await.unwrap().unwrap().ready, 1);
+    world.waiting(&transport, 1).await;
     // Who does not hear of the first any more cannot tell.
     drop(first);
     let third = submit(&tasks, 3).await;
     assert_eq!(third.status(), TaskStatus::Queued);
+    world.waiting(&transport, 2).await;
 }
 
 pub(crate) async fn a_second_from_elsewhere_is_not_run_meanwhile(world: World) {

@@ -6,6 +6,7 @@ pub(crate) mod calling_off;
 pub(crate) mod handles;
 pub(crate) mod keys;
 pub(crate) mod losses;
+pub(crate) mod sharing;
 pub(crate) mod times;
 pub(crate) mod world;
 
@@ -47,6 +48,9 @@ pub(crate) const FUNCTIONS: &[(&str, Function)] = functions! {
         a_task_waits_for_its_time,
         a_queue_has_its_own_time_to_live,
         a_drain_names_what_it_did_not_finish;
+    sharing:
+        workers_share_the_tasks_of_a_queue,
+        the_higher_priority_goes_first;
     losses:
         the_submitters_loss_ends_its_handles_and_not_the_tasks,
         a_worker_that_is_lost_costs_a_try;

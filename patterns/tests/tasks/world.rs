@@ -81,6 +81,16 @@ impl World {
         DeadLetters::of(transport, self.queue()).with_naming(self.naming.clone())
     }
 
+    /// Waits until so many tasks wait in the queue.
+    pub(crate) async fn waiting(&self, transport: &Arc<dyn Transport>, number: u64) {
+        let coming = timeout(SOON, async {
+            while transport.queue_info(&self.queue()).await.unwrap().unwrap().ready != number {
+                sleep(Duration::from_millis(20)).await;
+            }
+        });
+        assert!(coming.await.is_ok(), "{number} tasks wait");
+    }
+
     /// RabbitMQ takes a queue away a little after its connection was closed.
     pub(crate) async fn no_queue_of_reports_is_left(&self) {
         let prefix = format!("{}reply_", self.prefix);
