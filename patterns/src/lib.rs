@@ -7,6 +7,7 @@
 //! | [`work_queue`] | tasks for one of many workers |
 //! | [`streaming`] | large payloads in chunks, to a reader or a file |
 //! | [`routing`] | routers, splitters, aggregators and partitions between queues |
+//! | [`middleware`] | what stands around handlers: limits, a circuit breaker, traces, figures |
 //! | [`resilience`] | retries, and what becomes of a message that is given up |
 //! | [`dead_letters`] | seeing, moving back and throwing away what was given up |
 //! | [`consuming`] | the consume loop under them, and how it is stopped |
@@ -70,14 +71,15 @@ mod wire_time;
 pub mod work_queue;
 
 pub use codec::{Codec, CodecError, Limits};
-pub use consuming::{RunStats, Running, StopReport};
+pub use consuming::{Outcome, RunStats, Running, StopReport};
 pub use dead_letters::{
     DeadLetterFilter, DeadLetterReport, DeadLetters, DeadMessage, DeadReason, Death, RedriveOptions,
 };
 pub use error::PublishError;
 pub use handler::{Context, ErrorClass, HandlerError, codes};
 pub use middleware::{
-    ConcurrencyLimit, Deduplicate, InMemorySeen, Middleware, Next, Seen, SeenClaim, SeenKey,
+    CircuitBreaker, CircuitState, ConcurrencyLimit, Deduplicate, InMemorySeen, Middleware, Next,
+    RateLimit, Seen, SeenClaim, SeenKey,
 };
 pub use naming::Naming;
 pub use publishing::MessageId;

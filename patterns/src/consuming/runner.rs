@@ -12,7 +12,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Count, Counters, Running, running::State};
+use super::{Count, Counters, Outcome, Running, running::State};
 use crate::{handler::HandlerError, resilience::Keeper};
 
 /// How long a message is held that the transport takes no copy of, before it is tried again.
@@ -35,6 +35,12 @@ pub(crate) trait Process: Send + Sync + 'static {
         info: &DeliveryInfo,
         cancellation: &CancellationToken,
     ) -> impl Future<Output = Disposition> + Send;
+
+    /// No more messages come. Those in hand may finish; one that only waits is to end its wait.
+    fn stopping(&self) {}
+
+    /// A message is about to be settled like this.
+    fn settled(&self, _envelope: &Envelope, _info: &DeliveryInfo, _outcome: Outcome) {}
 }
 
 impl<P: Process> Process for Arc<P> {
@@ -45,6 +51,14 @@ impl<P: Process> Process for Arc<P> {
         cancellation: &CancellationToken,
     ) -> Disposition {
         P::process(self, envelope, info, cancellation).await
+    }
+
+    fn stopping(&self) {
+        P::stopping(self);
+    }
+
+    fn settled(&self, envelope: &Envelope, info: &DeliveryInfo, outcome: Outcome) {
+        P::settled(self, envelope, info, outcome);
     }
 }
 
@@ -120,6 +134,11 @@ impl<P: Process> Runner<P> {
         let task = tokio::spawn(run(work, consumer, state, stop.clone()));
         Running::new(queue.into(), counters, watched, stop, kill, task)
     }
+
+    fn note(&self, delivery: &Delivery, outcome: Outcome) {
+        self.counters.add(outcome.into());
+        self.process.settled(delivery.envelope(), delivery.info(), outcome);
+    }
 }
 
 struct Work<P> {
@@ -166,6 +185,7 @@ async fn run<P: Process>(
             while handlers.try_join_next().is_some() {}
         }
     };
+    work.runner.process.stopping();
     // What was taken in advance goes back now, so that others need not wait for our handlers.
     drop(consumer);
     state.send_replace(State::Ended(ended));
@@ -196,14 +216,14 @@ impl<P: Process> InHand<P> {
         let (envelope, info) = (Arc::clone(delivery.envelope()), delivery.info().clone());
         let Work { runner, kill } = &*self.work;
         match runner.process.process(&envelope, &info, kill).await {
-            Disposition::Ack => self.settle(Count::Acked, Delivery::ack),
+            Disposition::Ack => self.settle(Outcome::Acked, Delivery::ack),
             Disposition::Retry(after) => self.retry(after),
             Disposition::Release => drop(self),
             Disposition::DeadLetter(error) => {
                 match runner.keeper.keep(&envelope, &info, &error).await {
                     Ok(()) => {
                         tracing::error!(queue = %info.queue, %error, "message dead-lettered");
-                        self.settle(Count::DeadLettered, Delivery::ack);
+                        self.settle(Outcome::DeadLettered, Delivery::ack);
                     }
                     Err(closed) if closed.kind() == ErrorKind::Closed => drop(self),
                     // The broker itself dead-letters it at the delivery limit, without the reason.
@@ -217,12 +237,12 @@ impl<P: Process> InHand<P> {
     }
 
     fn retry(self, after: Duration) {
-        self.settle(Count::Retried, |delivery| delivery.retry(after));
+        self.settle(Outcome::Retried, |delivery| delivery.retry(after));
     }
 
-    fn settle(mut self, count: Count, settle: impl FnOnce(Delivery)) {
+    fn settle(mut self, outcome: Outcome, settle: impl FnOnce(Delivery)) {
         if let Some(delivery) = self.delivery.take() {
-            self.work.runner.counters.add(count);
+            self.work.runner.note(&delivery, outcome);
             settle(delivery);
         }
     }
@@ -231,7 +251,7 @@ impl<P: Process> InHand<P> {
 impl<P: Process> Drop for InHand<P> {
     fn drop(&mut self) {
         if let Some(delivery) = self.delivery.take() {
-            self.work.runner.counters.add(Count::Released);
+            self.work.runner.note(&delivery, Outcome::Released);
             delivery.release();
         }
     }

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Task, queue::task_topology, wire};
 use crate::{
     codec::{Codec, Limits},
-    consuming::{Counters, Disposition, Process, Runner, Running, Settings, catch_panic},
+    consuming::{Counters, Disposition, Outcome, Process, Runner, Running, Settings, catch_panic},
     handler::{Context, HandlerError, codes},
     middleware::{Layers, Middleware},
     naming::Naming,
@@ -227,5 +227,13 @@ impl Process for Work {
             catch_panic(async move { handler(codec, limits, context).await })
         };
         self.retrying.run_handler(info, cancellation, &self.layers, context, attempt).await
+    }
+
+    fn stopping(&self) {
+        self.layers.stop();
+    }
+
+    fn settled(&self, envelope: &Envelope, info: &DeliveryInfo, outcome: Outcome) {
+        self.layers.settled(envelope, info, outcome);
     }
 }
