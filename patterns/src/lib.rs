@@ -67,6 +67,7 @@ pub mod resilience;
 pub mod routing;
 pub mod rpc;
 pub mod streaming;
+mod trace_context;
 mod wire_time;
 pub mod work_queue;
 
@@ -77,9 +78,11 @@ pub use dead_letters::{
 };
 pub use error::PublishError;
 pub use handler::{Context, ErrorClass, HandlerError, codes};
+#[cfg(feature = "metrics")]
+pub use middleware::Measure;
 pub use middleware::{
     CircuitBreaker, CircuitState, ConcurrencyLimit, Deduplicate, InMemorySeen, Middleware, Next,
-    RateLimit, Seen, SeenClaim, SeenKey,
+    PublisherMiddleware, RateLimit, Seen, SeenClaim, SeenKey, Trace,
 };
 pub use naming::Naming;
 pub use publishing::MessageId;
@@ -96,4 +99,5 @@ pub use streaming::{
     ContentHash, Incoming, Outgoing, Progress, Receipt, Saved, StreamError, StreamReceiver,
     StreamSender, StreamSenderBuilder, Transfer,
 };
+pub use trace_context::{NoTraceContext, TraceContext};
 pub use work_queue::{DEFAULT_PRIORITY, SubmitOptions, Task, WorkQueue, WorkQueueBuilder, Worker};

@@ -68,6 +68,11 @@ struct StreamsGuide;
 #[doc = include_str!("../../docs/dead_letters.md")]
 struct DeadLettersGuide;
 
+/// The guide to middleware, whose programs are compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/middleware.md")]
+struct MiddlewareGuide;
+
 /// The guide to routing, whose programs are compiled.
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/routing.md")]

@@ -34,8 +34,12 @@ mod circuit;
 mod circuit_breaker;
 mod concurrency_limit;
 mod deduplicate;
+#[cfg(feature = "metrics")]
+mod measure;
+mod publisher;
 mod rate_limit;
 mod seen;
+mod trace;
 
 use std::{
     fmt,
@@ -50,11 +54,16 @@ pub use circuit_breaker::CircuitBreaker;
 pub use concurrency_limit::ConcurrencyLimit;
 pub use deduplicate::Deduplicate;
 use futures_util::future::BoxFuture;
+#[cfg(feature = "metrics")]
+pub use measure::Measure;
 use postrider_core::{DeliveryInfo, Envelope};
+pub use publisher::PublisherMiddleware;
+pub(crate) use publisher::around_publisher;
 pub use rate_limit::RateLimit;
 pub use seen::{InMemorySeen, Seen, SeenClaim, SeenKey};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
+pub use trace::Trace;
 
 use crate::{
     consuming::Outcome,

@@ -14,6 +14,7 @@ use crate::{
     codec::{Codec, Limits},
     error::PublishError,
     handler::Context,
+    middleware::{PublisherMiddleware, around_publisher},
     naming::Naming,
     publishing::{MessageId, publish_each},
     resilience::{dead_letter_route, dead_letter_topology},
@@ -102,6 +103,7 @@ impl WorkQueue {
             naming: Naming::default(),
             codec: Codec::default(),
             limits: Limits::default(),
+            layers: Vec::new(),
         }
     }
 
@@ -256,6 +258,7 @@ pub struct WorkQueueBuilder {
     naming: Naming,
     codec: Codec,
     limits: Limits,
+    layers: Vec<Arc<dyn PublisherMiddleware>>,
 }
 
 impl WorkQueueBuilder {
@@ -277,6 +280,12 @@ impl WorkQueueBuilder {
         self
     }
 
+    /// Puts a middleware around the publisher, within those that were added before it.
+    pub fn with(mut self, middleware: impl PublisherMiddleware) -> Self {
+        self.layers.push(Arc::new(middleware));
+        self
+    }
+
     /// Opens a publisher; queues are declared by the first tasks that go to them. Cancellation
     /// safe.
     ///
@@ -286,6 +295,7 @@ impl WorkQueueBuilder {
     pub async fn connect(self) -> Result<WorkQueue> {
         let options = PublisherOptions::default();
         let publisher = self.transport.publisher(options).await?;
+        let publisher = around_publisher(&self.layers, publisher, self.transport.env());
         Ok(WorkQueue {
             inner: Arc::new(Inner {
                 transport: self.transport,
