@@ -170,6 +170,8 @@ impl Counts {
 
 #[cfg(test)]
 mod tests {
+    use postrider_core::Env;
+
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -179,13 +181,13 @@ mod tests {
         circuit.tell(permit, told, now);
     }
 
-    async fn now() -> Instant {
-        Instant::now()
+    fn now() -> Instant {
+        Env::system().now()
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn it_opens_by_failures_in_a_row() {
-        let (mut circuit, now) = (Circuit::new(Trip::Consecutive(2), SECOND), now().await);
+    #[test]
+    fn it_opens_by_failures_in_a_row() {
+        let (mut circuit, now) = (Circuit::new(Trip::Consecutive(2), SECOND), now());
         for told in [Told::Fails, Told::Works, Told::Fails, Told::Nothing] {
             pass(&mut circuit, told, now);
             assert_eq!(circuit.state(), CircuitState::Closed);
@@ -195,10 +197,10 @@ mod tests {
         assert_eq!(circuit.ask(now), Turn::WaitUntil(now + SECOND));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn it_opens_by_a_ratio_over_a_window_that_moves_on() {
+    #[test]
+    fn it_opens_by_a_ratio_over_a_window_that_moves_on() {
         let trip = Trip::Ratio { failed: 0.5, window: 10 * SECOND, least: 4 };
-        let (mut circuit, now) = (Circuit::new(trip, SECOND), now().await);
+        let (mut circuit, now) = (Circuit::new(trip, SECOND), now());
         // Three of three are too few to tell.
         (0..3).for_each(|_| pass(&mut circuit, Told::Fails, now));
         assert_eq!(circuit.state(), CircuitState::Closed);
@@ -214,9 +216,9 @@ mod tests {
         assert_eq!(circuit.state(), CircuitState::Open);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn one_probe_decides_and_one_that_tells_nothing_is_followed_by_another() {
-        let (mut circuit, now) = (Circuit::new(Trip::Consecutive(1), SECOND), now().await);
+    #[test]
+    fn one_probe_decides_and_one_that_tells_nothing_is_followed_by_another() {
+        let (mut circuit, now) = (Circuit::new(Trip::Consecutive(1), SECOND), now());
         let Turn::Go(slow) = circuit.ask(now) else { panic!("closed") };
         pass(&mut circuit, Told::Fails, now);
         let later = now + SECOND;
@@ -235,10 +237,10 @@ mod tests {
         assert_eq!(circuit.state(), CircuitState::Closed);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_window_takes_a_bounded_place() {
+    #[test]
+    fn a_window_takes_a_bounded_place() {
         let trip = Trip::Ratio { failed: 0.9, window: 10 * SECOND, least: 1_000_000 };
-        let (mut circuit, mut moment) = (Circuit::new(trip, SECOND), now().await);
+        let (mut circuit, mut moment) = (Circuit::new(trip, SECOND), now());
         for _ in 0..10_000 {
             pass(&mut circuit, Told::Works, moment);
             moment += Duration::from_millis(10);

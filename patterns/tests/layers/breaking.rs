@@ -12,7 +12,7 @@ use postrider_core::Transport;
 use postrider_patterns::{
     CircuitBreaker, CircuitState, HandlerError, RetryPolicy, Running, Worker,
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use crate::{
     Email,
@@ -39,10 +39,11 @@ async fn worker(
     database: &Database,
     breaker: &CircuitBreaker,
 ) -> Running {
-    let (database, start) = (database.clone(), Instant::now());
+    let (database, env) = (database.clone(), transport.env().clone());
+    let start = env.now();
     Worker::new("email")
         .on(move |task: Email, _context| {
-            database.calls.push((task.to, start.elapsed()));
+            database.calls.push((task.to, env.now() - start));
             let is_away = database.is_away.load(Ordering::Relaxed);
             async move {
                 if is_away {
@@ -138,9 +139,10 @@ async fn what_waits_for_a_circuit_goes_back_when_its_worker_begins_to_stop() {
     database.set_away(true);
     submit(&transport, &[1, 2, 3]).await;
     sleep(30 * SECOND).await;
-    let (queue, start) = (running.queue().to_owned(), Instant::now());
+    let (queue, start) = (running.queue().to_owned(), transport.env().now());
     let report = running.stop(60 * SECOND).await;
-    assert!(start.elapsed() < SECOND, "{:?}", start.elapsed());
+    let took = transport.env().now() - start;
+    assert!(took < SECOND, "{took:?}");
     assert_eq!((report.finished, report.released), (0, 2));
     assert_eq!(ready(&*transport, &queue).await, 3);
 }

@@ -53,7 +53,7 @@ impl CounterFn for Figure {
         self.add(value as f64);
     }
     fn absolute(&self, _: u64) {
-        only_adds()
+        only_adds();
     }
 }
 
@@ -65,7 +65,7 @@ impl GaugeFn for Figure {
         self.add(-value);
     }
     fn set(&self, _: f64) {
-        only_adds()
+        only_adds();
     }
 }
 

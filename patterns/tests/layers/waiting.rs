@@ -8,7 +8,7 @@ use postrider_patterns::{
     ConcurrencyLimit, Context, HandlerError, Middleware, Next, RateLimit, Running, Worker,
     middleware::LONGEST_WAIT,
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use crate::{
     Email, by_params,
@@ -22,10 +22,11 @@ async fn timed(
     middleware: impl Middleware,
     log: &Log<Duration>,
 ) -> Running {
-    let (log, start) = (log.clone(), Instant::now());
+    let (log, env) = (log.clone(), transport.env().clone());
+    let start = env.now();
     Worker::new("email")
         .on(move |_task: Email, _context| {
-            log.push(start.elapsed());
+            log.push(env.now() - start);
             async { Ok(()) }
         })
         .with(middleware)
@@ -83,9 +84,10 @@ async fn stop_while_waiting(middleware: impl Middleware, tasks: &[u32]) {
     let running = slow_worker(&transport, middleware, &log).await;
     submit(&transport, tasks).await;
     sleep(Duration::from_millis(500)).await;
-    let (queue, start) = (running.queue().to_owned(), Instant::now());
+    let (queue, start) = (running.queue().to_owned(), transport.env().now());
     let report = running.stop(60 * SECOND).await;
-    assert!(near(start.elapsed(), Duration::from_millis(500)), "{:?}", start.elapsed());
+    let took = transport.env().now() - start;
+    assert!(near(took, Duration::from_millis(500)), "{took:?}");
     let waited = tasks.len() as u64 - 1;
     assert_eq!((report.finished, report.released, report.still_running), (1, waited, 0));
     assert_eq!(ready(&*transport, &queue).await, waited);
