@@ -11,9 +11,10 @@ const MOST_STATE_BYTES: usize = 512;
 
 /// A place in a distributed trace: the trace, and the span in it that what follows belongs to.
 ///
-/// Its text form, by [`Display`](fmt::Display) and [`FromStr`], is that of the header `traceparent` of
-/// W3C Trace Context, so that it can be handed on to what is called by other ways than messages. Of
-/// versions that are not known yet the parts of version 00 are read; what is written is version 00.
+/// Its text form, by [`Display`](fmt::Display) and [`FromStr`], is that of the header `traceparent`
+/// of W3C Trace Context, so that it can be handed on to what is called by other ways than messages.
+/// Of versions that are not known yet the parts of version 00 are read; what is written is version
+/// 00.
 ///
 /// # Example
 ///

@@ -22,19 +22,20 @@ const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 type Counts = Arc<dyn Fn(&HandlerError) -> bool + Send + Sync>;
 
-/// Lets no message pass while what the handlers depend on does not work. Its clones are one circuit,
-/// so that several subscriptions and workers can guard one dependency.
+/// Lets no message pass while what the handlers depend on does not work. Its clones are one
+/// circuit, so that several subscriptions and workers can guard one dependency.
 ///
-/// While it is closed, messages pass. Too many failures open it. Open, it pauses consuming: messages
-/// wait in their places, neither failed nor counted, and no more are taken than the prefetch of the
-/// worker. When it has been open for its time, one message is the probe: it closes the circuit by a
-/// success and opens it anew by a failure. A message that waits goes back to its queue uncounted when
-/// the worker begins to stop, or after [`LONGEST_WAIT`](super::LONGEST_WAIT); it comes again then.
+/// While it is closed, messages pass. Too many failures open it. Open, it pauses consuming:
+/// messages wait in their places, neither failed nor counted, and no more are taken than the
+/// prefetch of the worker. When it has been open for its time, one message is the probe: it closes
+/// the circuit by a success and opens it anew by a failure. A message that waits goes back to its
+/// queue uncounted when the worker begins to stop, or after [`LONGEST_WAIT`](super::LONGEST_WAIT);
+/// it comes again then.
 ///
 /// A failure is an error of a class that is tried again, panics and handlers that took too long
-/// included, but for [`Conflict`](ErrorClass::Conflict) and [`Cancelled`](ErrorClass::Cancelled). Other
-/// errors, such as of an invalid message, say nothing about the dependency: they neither open nor
-/// close it, and after a probe with such an error the next message is the probe.
+/// included, but for [`Conflict`](ErrorClass::Conflict) and [`Cancelled`](ErrorClass::Cancelled).
+/// Other errors, such as of an invalid message, say nothing about the dependency: they neither open
+/// nor close it, and after a probe with such an error the next message is the probe.
 ///
 /// Give handlers a `handler_timeout`: while a probe hangs, everything waits for it.
 ///
@@ -70,9 +71,9 @@ impl CircuitBreaker {
         Self::new(Trip::Consecutive(in_a_row.max(1)))
     }
 
-    /// Opens when `failed` of the messages of the last `window` have failed, a part of 1.0, and they
-    /// are at least `least`, for 30 seconds. The window moves on in tenths; messages whose errors say
-    /// nothing about the dependency are not in it.
+    /// Opens when `failed` of the messages of the last `window` have failed, a part of 1.0, and
+    /// they are at least `least`, for 30 seconds. The window moves on in tenths; messages whose
+    /// errors say nothing about the dependency are not in it.
     #[must_use]
     pub fn at_ratio(failed: f64, window: Duration, least: u32) -> Self {
         let failed = if failed.is_nan() { 1.0 } else { failed };

@@ -32,11 +32,11 @@ const MOST_VALUES: usize = 200;
 /// | `postrider_published_total` | counter | `destination`, `type`, `outcome` | messages published, by verdict: `accepted`, `rejected`, `unroutable`, `unknown`, or `failed` where they were not sent |
 /// | `postrider_publish_seconds` | histogram | `destination` | from the send to its verdict |
 ///
-/// `destination` is the exchange, or the queue in the default exchange. A message without a type has
-/// the type `none`. Each label has at most 200 values over the life of a `Measure` and its clones,
-/// and `other` beyond, as types may come from anybody and the queue of an ephemeral subscription has
-/// a new name at each start. Ephemeral subscriptions retry by themselves, which shows in the failures
-/// alone. A message given back is released and no failure.
+/// `destination` is the exchange, or the queue in the default exchange. A message without a type
+/// has the type `none`. Each label has at most 200 values over the life of a `Measure` and its
+/// clones, and `other` beyond, as types may come from anybody and the queue of an ephemeral
+/// subscription has a new name at each start. Ephemeral subscriptions retry by themselves, which
+/// shows in the failures alone. A message given back is released and no failure.
 ///
 /// # Example
 ///

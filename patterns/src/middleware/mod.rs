@@ -71,8 +71,8 @@ use crate::{
 };
 
 /// How long a message waits before its handler at most, 5 minutes; then it is given back and comes
-/// again. A broker takes back a message that is held too long, as a failure: RabbitMQ after 30 minutes,
-/// and what was taken in advance is held too.
+/// again. A broker takes back a message that is held too long, as a failure: RabbitMQ after 30
+/// minutes, and what was taken in advance is held too.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(300);
 
 /// Stands around what handles a message. An `Arc` of one is one too, and may stand around several
@@ -93,8 +93,8 @@ pub trait Middleware: fmt::Debug + Send + Sync + 'static {
     async fn handle(&self, context: &Context, next: Next<'_>) -> Result<(), HandlerError>;
 
     /// Told of every message of the subscription or worker when it is settled, and how, also of
-    /// those that came to no handler because they cannot be decoded. It must not block. Default: does
-    /// nothing.
+    /// those that came to no handler because they cannot be decoded. It must not block. Default:
+    /// does nothing.
     fn settled(&self, _envelope: &Envelope, _info: &DeliveryInfo, _outcome: Outcome) {}
 }
 

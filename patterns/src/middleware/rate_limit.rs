@@ -17,8 +17,8 @@ const CATCH_UP: Duration = Duration::from_millis(5);
 /// One a year is the slowest rate.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// Lets messages begin at a rate, over all subscriptions and workers of this process that it is added
-/// to. Its clones share the rate.
+/// Lets messages begin at a rate, over all subscriptions and workers of this process that it is
+/// added to. Its clones share the rate.
 ///
 /// A message that is too early waits in its place, in the order of coming; it neither fails nor is
 /// counted. When the worker begins to stop, or after [`LONGEST_WAIT`](super::LONGEST_WAIT), it goes

@@ -17,17 +17,18 @@ use crate::{
 /// published until its verdict.
 ///
 /// The trace goes on from the header `traceparent` of the message, by W3C Trace Context, or begins
-/// where there is none, and is handed on, with `tracestate`, to what is published or called from the
-/// [`Context`]. It reaches messages that are published without the context only where a publisher
-/// has this middleware, and they begin a trace there.
+/// where there is none, and is handed on, with `tracestate`, to what is published or called from
+/// the [`Context`]. It reaches messages that are published without the context only where a
+/// publisher has this middleware, and they begin a trace there.
 ///
 /// Spans have level `INFO` and are named `process` and `send`. Their fields are those of the
-/// OpenTelemetry semantic conventions for messaging: `messaging.system`, `messaging.operation.type`,
-/// `messaging.operation.name`, `messaging.destination.name` (the queue of a consumer, the exchange or
-/// queue of a publisher), `messaging.message.id`, `messaging.message.conversation_id`,
-/// `messaging.message.body.size`, `error.type` (the class of the error, or the verdict); with
-/// `otel.name`, `otel.kind` and `otel.status_code` as `tracing-opentelemetry` reads them; and
-/// `trace_id`, `span_id`, `parent_span_id`, `postrider.message.type`, `postrider.attempt`.
+/// OpenTelemetry semantic conventions for messaging: `messaging.system`,
+/// `messaging.operation.type`, `messaging.operation.name`, `messaging.destination.name` (the queue
+/// of a consumer, the exchange or queue of a publisher), `messaging.message.id`,
+/// `messaging.message.conversation_id`, `messaging.message.body.size`, `error.type` (the class of
+/// the error, or the verdict); with `otel.name`, `otel.kind` and `otel.status_code` as
+/// `tracing-opentelemetry` reads them; and `trace_id`, `span_id`, `parent_span_id`,
+/// `postrider.message.type`, `postrider.attempt`.
 ///
 /// The ids are ours: a bridge to OpenTelemetry makes ids of its own for the spans that it exports,
 /// and finds ours in the fields.
