@@ -52,6 +52,10 @@ pub const PART: &str = "postrider-part";
 pub const PARTS: &str = "postrider-parts";
 /// True in a message that was made of parts before all of them were there.
 pub const INCOMPLETE: &str = "postrider-incomplete";
+/// The trace that a message belongs to, by W3C Trace Context.
+pub const TRACEPARENT: &str = "traceparent";
+/// What systems on the way have noted beside the trace, by W3C Trace Context.
+pub const TRACESTATE: &str = "tracestate";
 /// Which run of the request a frame of a streamed reply comes from.
 pub const STREAM_RUN: &str = "postrider-stream-run";
 /// Whether a frame is the last of its streamed reply; it holds no item then.

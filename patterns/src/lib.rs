@@ -9,6 +9,7 @@
 //! | [`routing`] | routers, splitters, aggregators and partitions between queues |
 //! | [`discovery`] | who is there: instances of services, announced and picked |
 //! | [`config`] | settings of a service, published to all its instances |
+//! | [`middleware`] | what stands around handlers: limits, a circuit breaker, traces, figures |
 //! | [`resilience`] | retries, and what becomes of a message that is given up |
 //! | [`dead_letters`] | seeing, moving back and throwing away what was given up |
 //! | [`consuming`] | the consume loop under them, and how it is stopped |
@@ -72,20 +73,24 @@ pub mod routing;
 pub mod rpc;
 pub mod streaming;
 mod telling;
+mod trace_context;
 mod wire_time;
 pub mod work_queue;
 
 pub use codec::{Codec, CodecError, Limits};
 pub use config::{Config, ConfigPublisher};
-pub use consuming::{RunStats, Running, StopReport};
+pub use consuming::{Outcome, RunStats, Running, StopReport};
 pub use dead_letters::{
     DeadLetterFilter, DeadLetterReport, DeadLetters, DeadMessage, DeadReason, Death, RedriveOptions,
 };
 pub use discovery::{Announcement, Announcer, Pick, Registry};
 pub use error::PublishError;
 pub use handler::{Context, ErrorClass, HandlerError, codes};
+#[cfg(feature = "metrics")]
+pub use middleware::Measure;
 pub use middleware::{
-    ConcurrencyLimit, Deduplicate, InMemorySeen, Middleware, Next, Seen, SeenClaim, SeenKey,
+    CircuitBreaker, CircuitState, ConcurrencyLimit, Deduplicate, InMemorySeen, Middleware, Next,
+    PublisherMiddleware, RateLimit, Seen, SeenClaim, SeenKey, Trace,
 };
 pub use naming::Naming;
 pub use publishing::MessageId;
@@ -102,6 +107,7 @@ pub use streaming::{
     ContentHash, Incoming, Outgoing, Progress, Receipt, Saved, StreamError, StreamReceiver,
     StreamSender, StreamSenderBuilder, Transfer,
 };
+pub use trace_context::{NoTraceContext, TraceContext};
 pub use work_queue::{
     DEFAULT_PRIORITY, SubmitOptions, Task, TaskError, TaskHandle, TaskProgress, TaskState,
     TaskStatus, TaskWithResult, WorkQueue, WorkQueueBuilder, Worker,

@@ -1,6 +1,7 @@
 //! Middleware around handlers, on virtual time.
 
 mod common;
+mod layers;
 
 use std::{sync::Arc, time::Duration};
 

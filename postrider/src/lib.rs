@@ -72,6 +72,10 @@ struct DeadLettersGuide;
 #[cfg(all(doctest, feature = "inmemory"))]
 #[doc = include_str!("../../docs/work_queue.md")]
 struct WorkQueueGuide;
+/// The guide to middleware, whose programs are compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/middleware.md")]
+struct MiddlewareGuide;
 
 /// The guide to routing, whose programs are compiled.
 #[cfg(doctest)]

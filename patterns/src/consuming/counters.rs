@@ -49,6 +49,44 @@ impl RunStats {
     }
 }
 
+/// How a message that was taken is settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// It is done with.
+    Acked,
+    /// It failed and is tried again.
+    Retried,
+    /// It is kept in the dead-letter queue.
+    DeadLettered,
+    /// It goes back to its queue, uncounted.
+    Released,
+}
+
+impl Outcome {
+    /// Its text, as in [`RunStats`].
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Acked => "acked",
+            Self::Retried => "retried",
+            Self::DeadLettered => "dead_lettered",
+            Self::Released => "released",
+        }
+    }
+}
+
+impl From<Outcome> for Count {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Acked => Self::Acked,
+            Outcome::Retried => Self::Retried,
+            Outcome::DeadLettered => Self::DeadLettered,
+            Outcome::Released => Self::Released,
+        }
+    }
+}
+
 /// One of the figures of [`RunStats`], or how many messages were taken in hand.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Count {

@@ -37,8 +37,8 @@ mod counters;
 mod runner;
 mod running;
 
-pub use counters::RunStats;
 pub(crate) use counters::{Count, Counters};
+pub use counters::{Outcome, RunStats};
 pub(crate) use runner::{Disposition, Process, Runner, Settings, catch_panic};
 pub(crate) use running::State;
 pub use running::{Running, StopReport};

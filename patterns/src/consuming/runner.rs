@@ -12,7 +12,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Count, Counters, Running, running::State};
+use super::{Count, Counters, Outcome, Running, running::State};
 use crate::{handler::HandlerError, resilience::Keeper};
 
 /// How long a message is held that the transport takes no copy of, before it is tried again.
@@ -48,6 +48,12 @@ pub(crate) trait Process: Send + Sync + 'static {
     ) -> impl Future<Output = ()> + Send {
         async {}
     }
+
+    /// No more messages come. Those in hand may finish; one that only waits is to end its wait.
+    fn stopping(&self) {}
+
+    /// A message is about to be settled like this.
+    fn settled(&self, _envelope: &Envelope, _info: &DeliveryInfo, _outcome: Outcome) {}
 }
 
 impl<P: Process> Process for Arc<P> {
@@ -67,6 +73,14 @@ impl<P: Process> Process for Arc<P> {
         error: &HandlerError,
     ) {
         P::dead_lettered(self, envelope, info, error).await;
+    }
+
+    fn stopping(&self) {
+        P::stopping(self);
+    }
+
+    fn settled(&self, envelope: &Envelope, info: &DeliveryInfo, outcome: Outcome) {
+        P::settled(self, envelope, info, outcome);
     }
 }
 
@@ -154,6 +168,11 @@ impl<P: Process> Runner<P> {
         let work = Arc::new(Work { runner: self, kill: kill.clone() });
         let task = tokio::spawn(run(work, consumer, again, state, stop.clone()));
         Running::new(queue.into(), counters, watched, stop, kill, task)
+    }
+
+    fn note(&self, delivery: &Delivery, outcome: Outcome) {
+        self.counters.add(outcome.into());
+        self.process.settled(delivery.envelope(), delivery.info(), outcome);
     }
 }
 
@@ -257,6 +276,7 @@ async fn run<P: Process>(
             while handlers.try_join_next().is_some() {}
         }
     };
+    work.runner.process.stopping();
     // What was taken in advance goes back now, so that others need not wait for our handlers.
     drop(consumer);
     state.send_replace(State::Ended(ended));
@@ -292,7 +312,7 @@ impl<P: Process> InHand<P> {
         let (envelope, info) = (Arc::clone(delivery.envelope()), delivery.info().clone());
         let Work { runner, kill } = &*self.work;
         match runner.process.process(&envelope, &info, kill).await {
-            Disposition::Ack => self.settle(Count::Acked, Delivery::ack),
+            Disposition::Ack => self.settle(Outcome::Acked, Delivery::ack),
             Disposition::Retry(after) => self.retry(after),
             Disposition::Release => drop(self),
             Disposition::DeadLetter(error) => {
@@ -300,7 +320,7 @@ impl<P: Process> InHand<P> {
                     Ok(()) => {
                         tracing::error!(queue = %info.queue, %error, "message dead-lettered");
                         runner.process.dead_lettered(&envelope, &info, &error).await;
-                        self.settle(Count::DeadLettered, Delivery::ack);
+                        self.settle(Outcome::DeadLettered, Delivery::ack);
                     }
                     Err(closed) if closed.kind() == ErrorKind::Closed => drop(self),
                     // The broker itself dead-letters it at the delivery limit, without the reason.
@@ -314,12 +334,12 @@ impl<P: Process> InHand<P> {
     }
 
     fn retry(self, after: Duration) {
-        self.settle(Count::Retried, |delivery| delivery.retry(after));
+        self.settle(Outcome::Retried, |delivery| delivery.retry(after));
     }
 
-    fn settle(mut self, count: Count, settle: impl FnOnce(Delivery)) {
+    fn settle(mut self, outcome: Outcome, settle: impl FnOnce(Delivery)) {
         if let Some(delivery) = self.delivery.take() {
-            self.work.runner.counters.add(count);
+            self.work.runner.note(&delivery, outcome);
             settle(delivery);
         }
     }
@@ -334,7 +354,7 @@ impl<P: Process> Drop for InHand<P> {
             {
                 runner.counters.unfinished(id);
             }
-            runner.counters.add(Count::Released);
+            runner.note(&delivery, Outcome::Released);
             delivery.release();
         }
     }

@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use postrider_core::{Address, DeliveryInfo, Env, Envelope, HeaderValue, Message};
 use tokio_util::sync::CancellationToken;
 
-use crate::{headers, work_queue::ProgressReports};
+use crate::{headers, trace_context::TraceContext, work_queue::ProgressReports};
 
 /// The message that a handler works on, and what surrounds it. Cloning is cheap.
 #[derive(Clone)]
@@ -25,6 +25,8 @@ struct Inner {
     cancellation: OnceLock<CancellationToken>,
     /// Of a task whose submitter wants to hear of it.
     progress: Option<ProgressReports>,
+    /// Of this try, where it is traced.
+    span: OnceLock<TraceContext>,
 }
 
 impl Context {
@@ -47,8 +49,17 @@ impl Context {
         given_up: &CancellationToken,
     ) -> Self {
         let (given_up, cancellation) = (given_up.clone(), OnceLock::new());
-        let progress = None;
-        Self(Arc::new(Inner { envelope, info, env, deadline, given_up, cancellation, progress }))
+        let (progress, span) = (None, OnceLock::new());
+        Self(Arc::new(Inner {
+            envelope,
+            info,
+            env,
+            deadline,
+            given_up,
+            cancellation,
+            progress,
+            span,
+        }))
     }
 
     /// The same, just made, whose progress is reported.
@@ -161,7 +172,33 @@ impl Context {
         }
     }
 
-    /// Marks `message` as caused by this one and as part of its conversation.
+    /// The trace that what is done for the message belongs to: with the middleware
+    /// [`Trace`](crate::Trace) its span, else what the message came with.
+    #[must_use]
+    pub fn trace_context(&self) -> Option<TraceContext> {
+        self.0.span.get().copied().or_else(|| TraceContext::of(self.message()))
+    }
+
+    /// Begins the span of this try, once.
+    pub(crate) fn begin_span(&self) -> TraceContext {
+        *self.0.span.get_or_init(|| match TraceContext::of(self.message()) {
+            Some(parent) => parent.child(self.env()),
+            None => TraceContext::new(self.env()),
+        })
+    }
+
+    /// Marks `message` as part of the same trace.
+    pub(crate) fn mark_traced(&self, message: &mut Message) {
+        if let Some(here) = self.trace_context() {
+            here.write(message);
+        }
+        // Without a trace of its message it says nothing.
+        if TraceContext::of(self.message()).is_some() {
+            TraceContext::copy_state(self.message(), message);
+        }
+    }
+
+    /// Marks `message` as caused by this one and as part of its conversation and trace.
     pub(crate) fn mark_caused(&self, message: &mut Message) {
         if let Some(id) = self.message_id() {
             message.causation_id = Some(id.to_owned().into());
@@ -169,6 +206,7 @@ impl Context {
         if let Some(id) = self.conversation_id() {
             message.correlation_id = Some(id.to_owned().into());
         }
+        self.mark_traced(message);
     }
 }
 

@@ -132,6 +132,7 @@ pub struct HandlerError {
     message: Cow<'static, str>,
     retry_after: Option<Duration>,
     detail: Option<Detail>,
+    is_given_back: bool,
 }
 
 impl HandlerError {
@@ -143,6 +144,7 @@ impl HandlerError {
             message: message.into(),
             retry_after: None,
             detail: None,
+            is_given_back: false,
         }
     }
 
@@ -215,6 +217,13 @@ impl HandlerError {
         Self::new(ErrorClass::DeadlineExceeded, message).with_code(codes::HANDLER_TIMEOUT)
     }
 
+    pub(crate) fn given_back() -> Self {
+        let message = "the message goes back to its queue; its handler has not run";
+        let mut error = Self::new(ErrorClass::Cancelled, message).with_code(codes::GIVEN_BACK);
+        error.is_given_back = true;
+        error
+    }
+
     /// Replaces the code.
     #[must_use]
     pub fn with_code(mut self, code: impl Into<Cow<'static, str>>) -> Self {
@@ -251,6 +260,12 @@ impl HandlerError {
     #[must_use]
     pub const fn retry_after(&self) -> Option<Duration> {
         self.retry_after
+    }
+
+    /// Whether a middleware gave the message [back](crate::Next::give_back): it is no failure then.
+    #[must_use]
+    pub const fn is_given_back(&self) -> bool {
+        self.is_given_back
     }
 
     /// What its domain error holds.

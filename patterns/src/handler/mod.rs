@@ -57,6 +57,8 @@ pub mod codes {
     pub const RESULT_UNSENDABLE: &str = "RESULT_UNSENDABLE";
     /// A handler panicked.
     pub const PANIC: &str = "PANIC";
+    /// A middleware gave the message back to its queue, uncounted.
+    pub const GIVEN_BACK: &str = "GIVEN_BACK";
     /// A handler did not end within its time.
     pub const HANDLER_TIMEOUT: &str = "HANDLER_TIMEOUT";
 }

@@ -10,8 +10,11 @@ use crate::handler::{Context, HandlerError};
 /// clones share the limit.
 ///
 /// A message that waits keeps its place in the concurrency of its worker; it neither fails nor is
-/// counted. Who waits longest is next. When the worker stops, it waits until the deadline of the
-/// stop at most, and goes back to its queue uncounted.
+/// counted. Who waits longest is next. When the worker begins to stop, or after
+/// [`LONGEST_WAIT`](super::LONGEST_WAIT), it goes back to its queue uncounted.
+///
+/// A limit that is shared by what uses one resource is a bulkhead: however much there is to do, it
+/// takes no more than its places, and what uses other resources goes on.
 ///
 /// # Example: two workers, one database
 ///
@@ -44,7 +47,7 @@ impl ConcurrencyLimit {
 #[async_trait]
 impl Middleware for ConcurrencyLimit {
     async fn handle(&self, context: &Context, next: Next<'_>) -> Result<(), HandlerError> {
-        let _place = self.0.acquire().await?;
+        let _place = next.wait_for(self.0.acquire()).await??;
         next.run(context).await
     }
 }

@@ -22,8 +22,10 @@ type KeyOf = Arc<dyn Fn(&Context) -> Option<String> + Send + Sync>;
 ///
 /// A key is taken while its message is at work and completed after success, so that a message that
 /// failed is never taken for a duplicate. A copy that comes while the first is at work waits in its
-/// place for how that ends: to fail it would use up its tries. A copy of a completed message is
-/// acknowledged and [counted](Self::duplicates). A message without a key is handled.
+/// place for how that ends: to fail it would use up its tries. When the worker begins to stop, or
+/// after [`LONGEST_WAIT`](super::LONGEST_WAIT), it goes back to its queue uncounted. A copy of a
+/// completed message is acknowledged and [counted](Self::duplicates). A message without a key is
+/// handled.
 ///
 /// It is no promise of exactly once: a process that dies between the effect and the completion has
 /// its message handled again, and what [`InMemorySeen`] remembers is gone with the process and
@@ -96,7 +98,8 @@ impl Middleware for Deduplicate {
         let Some(key) = (self.key)(context) else { return next.run(context).await };
         let key = SeenKey::new(context.queue(), key);
         let env = context.env();
-        if self.seen.claim(&key, env.timestamp()).await? == SeenClaim::Duplicate {
+        let claim = next.wait_for(self.seen.claim(&key, env.timestamp())).await??;
+        if claim == SeenClaim::Duplicate {
             self.duplicates.fetch_add(1, Ordering::Relaxed);
             tracing::debug!(queue = context.queue(), key = key.key, "a duplicate");
             return Ok(());

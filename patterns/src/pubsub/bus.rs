@@ -18,6 +18,7 @@ use crate::{
     consuming::{Counters, Runner, Running},
     error::PublishError,
     handler::Context,
+    middleware::{PublisherMiddleware, around_publisher},
     naming::Naming,
     publishing::{MessageId, publish_each, stored_or_unwanted},
     resilience::{By, Keeper, Retrying, dead_letter_route, dead_letter_topology},
@@ -33,7 +34,10 @@ pub struct EventBus {
 #[derive(Debug)]
 struct Inner {
     transport: Arc<dyn Transport>,
+    /// With its middleware.
     publisher: Arc<dyn Publisher>,
+    /// Without, for dead letters.
+    bare_publisher: Arc<dyn Publisher>,
     exchange: String,
     naming: Naming,
     codec: Codec,
@@ -60,6 +64,7 @@ impl EventBus {
             codec: Codec::default(),
             limits: Limits::default(),
             source: None,
+            layers: Vec::new(),
         }
     }
 
@@ -227,7 +232,7 @@ impl Inner {
         let runner = Runner {
             keeper: Keeper::new(
                 &self.transport,
-                Arc::clone(&self.publisher),
+                Arc::clone(&self.bare_publisher),
                 &self.naming,
                 &parked_as,
             ),
@@ -290,6 +295,7 @@ pub struct EventBusBuilder {
     codec: Codec,
     limits: Limits,
     source: Option<String>,
+    layers: Vec<Arc<dyn PublisherMiddleware>>,
 }
 
 impl EventBusBuilder {
@@ -317,6 +323,12 @@ impl EventBusBuilder {
         self
     }
 
+    /// Puts a middleware around the publisher, within those that were added before it.
+    pub fn with(mut self, middleware: impl PublisherMiddleware) -> Self {
+        self.layers.push(Arc::new(middleware));
+        self
+    }
+
     /// Declares the exchange of events and opens a publisher.
     ///
     /// Cancellation safe: when the future is dropped, the exchange may stay, which costs nothing.
@@ -329,11 +341,14 @@ impl EventBusBuilder {
         let topology = Topology::new().exchange(Exchange::topic(exchange.clone()));
         self.transport.declare(&topology).await?;
         let options = PublisherOptions::default();
-        let publisher = self.transport.publisher(options).await?;
+        let bare_publisher = self.transport.publisher(options).await?;
+        let within = Arc::clone(&bare_publisher);
+        let publisher = around_publisher(&self.layers, within, self.transport.env());
         Ok(EventBus {
             inner: Arc::new(Inner {
                 transport: self.transport,
                 publisher,
+                bare_publisher,
                 exchange,
                 naming: self.naming,
                 codec: self.codec,

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     codec::Limits,
-    consuming::{Disposition, Process, catch_panic},
+    consuming::{Disposition, Outcome, Process, catch_panic},
     handler::{Context, HandlerError, codes},
     middleware::Layers,
     resilience::Retrying,
@@ -47,6 +47,14 @@ impl Process for Subscriber {
         };
         let attempt = |context| catch_panic(self.handle(event.clone(), context));
         self.retrying.run_handler(info, cancellation, &self.layers, context, attempt).await
+    }
+
+    fn stopping(&self) {
+        self.layers.stop();
+    }
+
+    fn settled(&self, envelope: &Envelope, info: &DeliveryInfo, outcome: Outcome) {
+        self.layers.settled(envelope, info, outcome);
     }
 }
 

@@ -76,7 +76,8 @@ impl Retrying {
             let Err(error) = attempt().await else {
                 return Disposition::Ack;
             };
-            if error.class() == ErrorClass::Cancelled && cancellation.is_cancelled() {
+            let is_given_up = error.class() == ErrorClass::Cancelled && cancellation.is_cancelled();
+            if is_given_up || error.is_given_back() {
                 return Disposition::Release;
             }
             let decision = self.policy.decide(&error, failures, self.env.random_unit());

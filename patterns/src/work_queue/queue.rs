@@ -14,6 +14,7 @@ use crate::{
     codec::{Codec, Limits},
     error::PublishError,
     headers,
+    middleware::{PublisherMiddleware, around_publisher},
     naming::Naming,
     publishing::{MessageId, publish_each},
     resilience::{dead_letter_route, dead_letter_topology},
@@ -62,6 +63,7 @@ impl WorkQueue {
             codec: Codec::default(),
             limits: Limits::default(),
             most_handles: MOST_HANDLES,
+            layers: Vec::new(),
         }
     }
 
@@ -218,6 +220,7 @@ pub struct WorkQueueBuilder {
     codec: Codec,
     limits: Limits,
     most_handles: usize,
+    layers: Vec<Arc<dyn PublisherMiddleware>>,
 }
 
 impl WorkQueueBuilder {
@@ -245,6 +248,12 @@ impl WorkQueueBuilder {
         self
     }
 
+    /// Puts a middleware around the publisher, within those that were added before it.
+    pub fn with(mut self, middleware: impl PublisherMiddleware) -> Self {
+        self.layers.push(Arc::new(middleware));
+        self
+    }
+
     /// Opens a publisher; queues are declared by the first tasks that go to them. Cancellation
     /// safe.
     ///
@@ -254,6 +263,7 @@ impl WorkQueueBuilder {
     pub async fn connect(self) -> Result<WorkQueue> {
         let options = PublisherOptions::default();
         let publisher = self.transport.publisher(options).await?;
+        let publisher = around_publisher(&self.layers, publisher, self.transport.env());
         Ok(WorkQueue {
             inner: Arc::new(Inner {
                 transport: self.transport,

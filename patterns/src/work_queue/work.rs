@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     codec::{Codec, CodecError, Limits},
-    consuming::{Count, Counters, Disposition, Process, catch_panic},
+    consuming::{Count, Counters, Disposition, Outcome, Process, catch_panic},
     handler::{Context, HandlerError, codes},
     headers,
     middleware::Layers,
@@ -179,6 +179,14 @@ impl Process for Work {
             }
             other => other,
         }
+    }
+
+    fn stopping(&self) {
+        self.layers.stop();
+    }
+
+    fn settled(&self, envelope: &Envelope, info: &DeliveryInfo, outcome: Outcome) {
+        self.layers.settled(envelope, info, outcome);
     }
 
     async fn dead_lettered(

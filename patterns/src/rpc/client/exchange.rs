@@ -110,6 +110,7 @@ impl Inner {
             if let Some(conversation) = context.conversation_id() {
                 message.headers.set(headers::CONVERSATION_ID, conversation.to_owned());
             }
+            context.mark_traced(&mut message);
         }
         Ok(message)
     }
