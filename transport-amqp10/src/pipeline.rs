@@ -1,7 +1,7 @@
 //! The task that owns a sending link: sends in order, and gives each message its verdict.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, ready},
@@ -102,6 +102,22 @@ impl Future for UnderWay {
     }
 }
 
+/// Enters a message that is to be sent by its deadline. Who waited for a place in the window may come
+/// after others that have more time; the messages of one task stay in their order.
+fn enter(first: &mut VecDeque<Job>, job: Job) {
+    let later = first.iter().rev().take_while(|other| other.deadline > job.deadline).count();
+    first.insert(first.len() - later, job);
+}
+
+/// Tells the messages whose time is over that they were not sent.
+fn expire(first: &mut VecDeque<Job>, now: Instant) {
+    while first.front().is_some_and(|job| job.deadline <= now) {
+        if let Some(job) = first.pop_front() {
+            job.resolve(Verdict::Rejected("it could not be sent in time".into()));
+        }
+    }
+}
+
 /// Why a link is left.
 enum Left {
     /// The publisher was dropped and every message has its verdict, or the connection is closed.
@@ -115,7 +131,7 @@ enum Left {
 pub(crate) struct Pipeline {
     link: Arc<Link>,
     jobs: mpsc::Receiver<Job>,
-    /// Messages that were not sent and go first.
+    /// Messages that were not sent and go first, by their deadlines.
     first: VecDeque<Job>,
     window: usize,
     /// The address of all its messages; `None` when each has its own.
@@ -131,6 +147,10 @@ struct Run {
     next: u64,
     /// Messages without a verdict, in the order of sending.
     flight: BTreeMap<u64, Job>,
+    /// Those of them that have less time than one that was sent before.
+    early: BTreeSet<(Instant, u64)>,
+    /// The last deadline of those that were sent.
+    latest: Option<Instant>,
     under_way: FuturesUnordered<UnderWay>,
     /// Messages given up whose verdict may still come.
     overdue: usize,
@@ -225,7 +245,7 @@ impl Pipeline {
                 biased;
                 outcome = &mut needed => return Some(outcome),
                 job = self.jobs.recv(), if self.open => match job {
-                    Some(job) => self.first.push_back(job),
+                    Some(job) => enter(&mut self.first, job),
                     None => self.open = false,
                 },
                 () = until(next) => self.expire_unsent(),
@@ -267,14 +287,8 @@ impl Pipeline {
         });
     }
 
-    /// Tells the messages whose time is over that they were not sent.
     fn expire_unsent(&mut self) {
-        let now = self.link.env().now();
-        while self.first.front().is_some_and(|job| job.deadline <= now) {
-            if let Some(job) = self.first.pop_front() {
-                job.resolve(Verdict::Rejected("it could not be sent in time".into()));
-            }
-        }
+        expire(&mut self.first, self.link.env().now());
     }
 
     async fn serve(&mut self, connection: &Connection, run: &mut Run) -> Left {
@@ -283,11 +297,12 @@ impl Pipeline {
         let mut over = pin!(connection.over());
         let mut ended = pin!(run.seat.over().clone().cancelled_owned());
         let mut alarm = pin!(until(None));
-        let mut is_set = false;
+        let mut set_for = None;
         loop {
             let takes = watch.borrow_and_update().blocked.is_none();
             while takes && let Some(job) = self.first.pop_front() {
-                if let Err(unsent) = run.send(connection, job).await {
+                let Self { jobs, first, open, .. } = self;
+                if let Err(unsent) = run.send(connection, job, jobs, first, open).await {
                     if let Some(job) = unsent {
                         self.first.push_front(job);
                     }
@@ -303,11 +318,11 @@ impl Pipeline {
             }
             // It may go off for a message that has its verdict, and is set anew then.
             let unsent = self.first.front().map(|job| job.deadline);
-            if !is_set
-                && let Some(next) = run.waiting().next_deadline().into_iter().chain(unsent).min()
+            if let Some(next) = run.waiting().next_deadline().into_iter().chain(unsent).min()
+                && set_for.is_none_or(|moment| next < moment)
             {
                 alarm.set(until(Some(next)));
-                is_set = true;
+                set_for = Some(next);
             }
             tokio::select! {
                 biased;
@@ -318,19 +333,19 @@ impl Pipeline {
                     run.over.get_or_insert_with(|| run.seat.cause("publish"));
                 }
                 // Before more is taken: who publishes without a pause must not keep others waiting.
-                () = &mut alarm, if is_set => {
-                    is_set = false;
+                () = &mut alarm, if set_for.is_some() => {
+                    set_for = None;
                     self.expire_unsent();
                     run.waiting().expire(self.link.env().now());
                 }
                 job = self.jobs.recv(), if self.open => match job {
                     Some(job) => {
-                        self.first.push_back(job);
+                        enter(&mut self.first, job);
                         // Other tasks that are about to publish go before, so that one write takes
                         // what all of them have.
                         yield_now().await;
                         let more = std::iter::from_fn(|| self.jobs.try_recv().ok());
-                        self.first.extend(more.take(RUN - 1));
+                        more.take(RUN - 1).for_each(|job| enter(&mut self.first, job));
                     }
                     None => self.open = false,
                 },
@@ -348,20 +363,29 @@ impl Pipeline {
 
 impl Run {
     /// Sends a message. Gives it back when the link has ended and it was not sent.
-    async fn send(&mut self, connection: &Connection, job: Job) -> Result<(), Option<Job>> {
+    /// What comes meanwhile is entered in `first`, and has its verdict in time.
+    async fn send(
+        &mut self,
+        connection: &Connection,
+        job: Job,
+        jobs: &mut mpsc::Receiver<Job>,
+        first: &mut VecDeque<Job>,
+        open: &mut bool,
+    ) -> Result<(), Option<Job>> {
         let wire = message::write(&job.envelope, connection.dialect());
         let deadline = job.deadline;
         let number = self.next;
         self.next += 1;
         let sendable = Sendable::builder().message(wire).settled(false).build();
-        let Self { sender, seat, under_way, flight, overdue, over, .. } = self;
+        let Self { sender, seat, under_way, flight, early, latest, overdue, over, .. } = self;
         let mut sending = pin!(sender.send_batchable(sendable));
-        let mut waiting = Waiting { flight, overdue, over };
+        let mut waiting = Waiting { flight, early, overdue, over };
         let sent = match sending.as_mut().now_or_never() {
             Some(sent) => sent,
             // The broker gives no credit for now.
             None => loop {
                 let overdue = waiting.next_deadline();
+                let unsent = first.front().map(|job| job.deadline);
                 tokio::select! {
                     biased;
                     sent = &mut sending => break sent,
@@ -375,11 +399,21 @@ impl Run {
                         return if in_one_frame { Ok(()) } else { Err(None) };
                     }
                     () = until(overdue) => waiting.expire(connection.env().now()),
+                    () = until(unsent) => expire(first, connection.env().now()),
+                    job = jobs.recv(), if *open => match job {
+                        Some(job) => enter(first, job),
+                        None => *open = false,
+                    },
                 }
             },
         };
         match sent {
             Ok(outcome) => {
+                if latest.is_some_and(|latest| deadline < latest) {
+                    waiting.early.insert((deadline, number));
+                } else {
+                    *latest = Some(deadline);
+                }
                 waiting.flight.insert(number, job);
                 under_way.push(UnderWay { number, outcome });
                 Ok(())
@@ -395,8 +429,8 @@ impl Run {
     }
 
     fn settle(&mut self, outcome: (u64, Result<Outcome, SendError>)) {
-        let Self { flight, overdue, over, under_way, .. } = self;
-        let mut waiting = Waiting { flight, overdue, over };
+        let Self { flight, early, overdue, over, under_way, .. } = self;
+        let mut waiting = Waiting { flight, early, overdue, over };
         waiting.settle(outcome);
         while let Some(Some(outcome)) = under_way.next().now_or_never() {
             waiting.settle(outcome);
@@ -404,7 +438,8 @@ impl Run {
     }
 
     const fn waiting(&mut self) -> Waiting<'_> {
-        Waiting { flight: &mut self.flight, overdue: &mut self.overdue, over: &mut self.over }
+        let Self { flight, early, overdue, over, .. } = self;
+        Waiting { flight, early, overdue, over }
     }
 
     /// Tells the message over which the broker ended the session, where it is the only one to the
@@ -448,22 +483,30 @@ impl Run {
 /// What waits for verdicts, apart from the link itself.
 struct Waiting<'a> {
     flight: &'a mut BTreeMap<u64, Job>,
+    early: &'a mut BTreeSet<(Instant, u64)>,
     overdue: &'a mut usize,
     over: &'a mut Option<Error>,
 }
 
 impl Waiting<'_> {
+    /// The message whose time is over first.
+    fn next(&self) -> Option<(Instant, u64)> {
+        let first = self.flight.first_key_value().map(|(number, job)| (job.deadline, *number));
+        first.into_iter().chain(self.early.first().copied()).min()
+    }
+
     fn next_deadline(&self) -> Option<Instant> {
-        self.flight.first_key_value().map(|(_, job)| job.deadline)
+        self.next().map(|(deadline, _)| deadline)
     }
 
     /// Gives up on messages whose time is over.
     fn expire(&mut self, now: Instant) {
-        while let Some(first) = self.flight.first_entry().filter(|job| job.get().deadline <= now) {
-            *self.overdue += 1;
-            first
-                .remove()
-                .resolve(Verdict::Unknown("the broker did not confirm it in time".into()));
+        while let Some((deadline, number)) = self.next().filter(|(deadline, _)| *deadline <= now) {
+            self.early.remove(&(deadline, number));
+            if let Some(job) = self.flight.remove(&number) {
+                *self.overdue += 1;
+                job.resolve(Verdict::Unknown("the broker did not confirm it in time".into()));
+            }
         }
     }
 
@@ -477,6 +520,7 @@ impl Waiting<'_> {
             *self.overdue = self.overdue.saturating_sub(1);
             return;
         };
+        self.early.remove(&(job.deadline, number));
         job.resolve(verdict(outcome));
     }
 }
@@ -521,6 +565,8 @@ async fn attach(link: &Link, connection: &Connection, target: Option<String>) ->
         seat,
         next: 0,
         flight: BTreeMap::new(),
+        early: BTreeSet::new(),
+        latest: None,
         under_way: FuturesUnordered::new(),
         overdue: 0,
         over: None,

@@ -189,23 +189,26 @@ async fn verdicts_come_in_time_though_nothing_is_confirmed(scene: Scene) {
     }
 }
 
-/// As fast as the window allows, beside others that send now and then.
+/// As fast as the window allows, beside others that send now and then: with a window that a broker gives
+/// credit for, and with a larger one.
 async fn verdicts_come_in_time_beside_one_who_never_pauses(scene: Scene) {
     let queue = scene.queue("queue").await;
-    let (_proxy, publisher) = frozen(&scene, &queue, 300).await;
-    let until = scene.env().now() + 3 * TIMEOUT;
-    let hasty = (0..300).map(|number| (number, Duration::ZERO));
-    let slow = (300..310).map(|number| (number, TIMEOUT / 10));
-    let tasks = hasty.chain(slow).map(|(number, pause)| {
-        let (scene, publisher, queue) = (scene.clone(), publisher.clone(), queue.clone());
-        tokio::spawn(async move {
-            while scene.env().now() < until {
-                time::sleep(pause).await;
-                end_of(&scene, &*publisher, number, &queue).await.is_in_time(&scene);
-            }
-        })
-    });
-    for ended in scene.soon("every verdict", future::join_all(tasks)).await {
-        ended.expect("its task");
+    for window in [100, 300] {
+        let (_proxy, publisher) = frozen(&scene, &queue, window).await;
+        let until = scene.env().now() + 3 * TIMEOUT;
+        let hasty = (0..window).map(|number| (number, Duration::ZERO));
+        let slow = (window..window + 10).map(|number| (number, TIMEOUT / 10));
+        let tasks = hasty.chain(slow).map(|(number, pause)| {
+            let (scene, publisher, queue) = (scene.clone(), publisher.clone(), queue.clone());
+            tokio::spawn(async move {
+                while scene.env().now() < until {
+                    time::sleep(pause).await;
+                    end_of(&scene, &*publisher, number, &queue).await.is_in_time(&scene);
+                }
+            })
+        });
+        for ended in scene.soon("every verdict", future::join_all(tasks)).await {
+            ended.expect("its task");
+        }
     }
 }
