@@ -7,6 +7,7 @@
 //! | [`work_queue`] | tasks for one of many workers |
 //! | [`streaming`] | large payloads in chunks, to a reader or a file |
 //! | [`routing`] | routers, splitters, aggregators and partitions between queues |
+//! | [`service`] | several of these in one process: started together, watched, drained |
 //! | [`resilience`] | retries, and what becomes of a message that is given up |
 //! | [`dead_letters`] | seeing, moving back and throwing away what was given up |
 //! | [`consuming`] | the consume loop under them, and how it is stopped |
@@ -65,6 +66,7 @@ pub mod pubsub;
 pub mod resilience;
 pub mod routing;
 pub mod rpc;
+pub mod service;
 pub mod streaming;
 mod wire_time;
 pub mod work_queue;
@@ -89,6 +91,10 @@ pub use rpc::{
     BatchOptions, CallHandle, CallOptions, DomainError, Gather, Gathered, InMemoryInbox, Inbox,
     ReplyStream, Request, RpcClient, RpcClientBuilder, RpcClientStats, RpcError, RpcServer,
     ServiceDescription, StreamOptions,
+};
+pub use service::{
+    PartHealth, PartReport, PartState, RunningService, Service, ServiceHealth, ServiceMonitor,
+    ServiceReport,
 };
 pub use streaming::{
     ContentHash, Incoming, Outgoing, Progress, Receipt, Saved, StreamError, StreamReceiver,

@@ -40,5 +40,5 @@ mod running;
 pub use counters::RunStats;
 pub(crate) use counters::{Count, Counters};
 pub(crate) use runner::{Disposition, Process, Runner, Settings, catch_panic};
-pub(crate) use running::State;
+pub(crate) use running::{Gauge, State};
 pub use running::{Running, StopReport};
