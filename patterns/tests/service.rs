@@ -4,11 +4,13 @@ mod common;
 
 use std::{future::pending, sync::Arc, time::Duration};
 
-use common::{SECOND, declare_queue, ready, transport};
-use postrider_core::{ConnectionState, ErrorKind, Queue, Topology, Transport};
+use common::{SECOND, declare_queue, publish, ready, transport};
+use postrider_core::{
+    Address, ConnectionState, ConsumerOptions, ErrorKind, Message, Queue, Topology, Transport,
+};
 use postrider_patterns::{
     Event, EventBus, PartState, RpcServer, Service, Subscription, Task, WorkQueue, Worker,
-    routing::{Condition, Route, Router},
+    routing::{Condition, Intake, Route, Router},
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -225,4 +227,41 @@ async fn a_worker_whose_places_are_all_taken_is_not_stalled() {
     tokio::time::sleep(100 * SECOND).await;
     assert_eq!(ready(&*transport, "email").await, 4);
     assert!(running.monitor().health().is_ready());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_part_that_gets_nothing_while_messages_wait_is_stalled_until_it_does() {
+    let transport = transport();
+    // Of a queue with a single active consumer, the second one gets nothing.
+    declare_queue(&*transport, Queue::durable("inbox").single_active_consumer()).await;
+    let options = ConsumerOptions::default().with_prefetch(1);
+    let mut first = transport.consumer("inbox", options).await.unwrap();
+    let intake = Intake::queue("inbox").declared_elsewhere();
+    let running = Service::new("mail", &transport)
+        .router(Router::filter(intake, Condition::is_type("email"), Route::queue("elsewhere")))
+        .stalled_after(8 * SECOND)
+        .start()
+        .await
+        .unwrap();
+    let monitor = running.monitor();
+    let state = || monitor.health().parts[0].state.clone();
+    tokio::time::sleep(100 * SECOND).await;
+    assert!(matches!(state(), PartState::Consuming), "nothing waits");
+
+    for _ in 0..2 {
+        publish(&*transport, Address::queue("inbox"), Message::new("")).await;
+    }
+    let held = first.recv().await.unwrap().unwrap();
+    tokio::time::sleep(7 * SECOND).await;
+    assert!(matches!(state(), PartState::Consuming), "not for long enough");
+    tokio::time::sleep(4 * SECOND).await;
+    assert!(matches!(state(), PartState::Stalled));
+    assert!(!monitor.health().is_live());
+
+    held.ack();
+    drop(first);
+    tokio::time::sleep(4 * SECOND).await;
+    assert_eq!(ready(&*transport, "inbox").await, 0);
+    assert!(monitor.health().is_ready());
+    assert!(running.stop().await.is_clean());
 }

@@ -12,8 +12,9 @@ use tokio::time::sleep;
 use super::running::Hosted;
 use crate::consuming::{Gauge, RunStats, State};
 
-/// How many looks in a row find messages waiting and nothing coming before it is a stall.
-const LOOKS: u32 = 4;
+/// How many looks in a row find messages waiting and nothing coming before it is a stall. Between the
+/// first and the last of them the whole limit passes.
+const LOOKS: u32 = 5;
 
 /// How a service fares. Cloning shares it.
 #[derive(Debug, Clone)]
@@ -107,7 +108,7 @@ impl ServiceMonitor {
 /// Looks for stalls until it is aborted.
 pub(super) async fn watch(monitor: ServiceMonitor, stalled_after: Duration) {
     loop {
-        sleep(stalled_after / LOOKS).await;
+        sleep(stalled_after / (LOOKS - 1)).await;
         for watched in &*monitor.watched {
             if !watched.could_take() {
                 watched.starved.store(0, Ordering::Relaxed);
