@@ -12,8 +12,8 @@ use tokio::time::sleep;
 use super::running::Hosted;
 use crate::consuming::{Gauge, RunStats, State};
 
-/// How many looks in a row find messages waiting and nothing coming before it is a stall. Between the
-/// first and the last of them the whole limit passes.
+/// How many looks in a row find messages waiting and nothing coming before it is a stall. Between
+/// the first and the last of them the whole limit passes.
 const LOOKS: u32 = 5;
 
 /// How a service fares. Cloning shares it.

@@ -140,8 +140,8 @@ impl Service {
     /// Starts all parts in their order, or none: when one cannot start, those that did are stopped.
     /// A part handles messages as soon as it has started.
     ///
-    /// Cancellation safe: when the future is dropped, what had started stops at once, and what was
-    /// declared stays.
+    /// Not cancellation safe: when the future is dropped, what had started stops at once, and what
+    /// was declared stays.
     ///
     /// # Errors
     ///

@@ -23,7 +23,8 @@
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let transport: Arc<dyn Transport> = Arc::new(InMemory::connect("memory://")?);
 //! let emails = Worker::new("send_email").on(|_task: SendEmail, _context| async { Ok(()) });
-//! let calls = RpcServer::new("mail").method_named("ping", |(): (), _context| async { Ok("pong") });
+//! let calls = RpcServer::new("mail")
+//!     .method_named("ping", |(): (), _context| async { Ok("pong") });
 //! let running = Service::new("mail", &transport)
 //!     .worker(emails)
 //!     .rpc(calls)

@@ -90,8 +90,8 @@ impl RunningService {
         self.monitor.clone()
     }
 
-    /// Runs until `shutdown` is done, such as the wait for a signal, and [stops](Self::stop). A part
-    /// that ends before leaves the others at work; [`monitor`](Self::monitor) tells of it.
+    /// Runs until `shutdown` is done, such as the wait for a signal, and [stops](Self::stop). A
+    /// part that ends before leaves the others at work; [`monitor`](Self::monitor) tells of it.
     ///
     /// When the future is dropped, the service stops at once.
     pub async fn run_until(self, shutdown: impl Future) -> ServiceReport {
@@ -116,7 +116,8 @@ impl RunningService {
     }
 }
 
-/// The first poll of each stop is what ends its taking, and all are polled before one is waited for.
+/// The first poll of each stop is what ends its taking, and all are polled before one is
+/// waited for.
 pub(super) async fn stop_all(parts: Vec<Hosted>, deadline: Duration) -> Vec<PartReport> {
     join_all(parts.into_iter().map(|Hosted { name, started }| async move {
         let queues = started.gauges().iter().map(|gauge| gauge.queue.to_string()).collect();
