@@ -10,6 +10,7 @@
 //! | [`discovery`] | who is there: instances of services, announced and picked |
 //! | [`config`] | settings of a service, published to all its instances |
 //! | [`middleware`] | what stands around handlers: limits, a circuit breaker, traces, figures |
+//! | [`service`] | several of these in one process: started together, watched, drained |
 //! | [`resilience`] | retries, and what becomes of a message that is given up |
 //! | [`dead_letters`] | seeing, moving back and throwing away what was given up |
 //! | [`consuming`] | the consume loop under them, and how it is stopped |
@@ -71,6 +72,7 @@ pub mod pubsub;
 pub mod resilience;
 pub mod routing;
 pub mod rpc;
+pub mod service;
 pub mod streaming;
 mod telling;
 mod trace_context;
@@ -102,6 +104,10 @@ pub use rpc::{
     BatchOptions, CallHandle, CallOptions, DomainError, Gather, Gathered, InMemoryInbox, Inbox,
     ReplyStream, Request, RpcClient, RpcClientBuilder, RpcClientStats, RpcError, RpcServer,
     ServiceDescription, StreamOptions,
+};
+pub use service::{
+    PartHealth, PartReport, PartState, RunningService, Service, ServiceHealth, ServiceMonitor,
+    ServiceReport,
 };
 pub use streaming::{
     ContentHash, Incoming, Outgoing, Progress, Receipt, Saved, StreamError, StreamReceiver,

@@ -127,6 +127,10 @@ impl Counters {
         }
     }
 
+    pub(crate) fn taken(&self) -> u64 {
+        self.get(Count::Taken)
+    }
+
     /// How many of the messages that were taken in hand are not settled, by those figures.
     pub(crate) fn in_hand(&self, stats: &RunStats) -> u64 {
         let settled = stats.acked + stats.retried + stats.dead_lettered + stats.released;

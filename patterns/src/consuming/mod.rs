@@ -40,5 +40,5 @@ mod running;
 pub(crate) use counters::{Count, Counters};
 pub use counters::{Outcome, RunStats};
 pub(crate) use runner::{Disposition, Process, Runner, Settings, catch_panic};
-pub(crate) use running::State;
+pub(crate) use running::{Gauge, State};
 pub use running::{Running, StopReport};

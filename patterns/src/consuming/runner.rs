@@ -103,7 +103,7 @@ impl Default for Settings {
 impl Settings {
     /// The prefetch that was asked for, else three messages for each handler: one at work, two on
     /// their way.
-    fn prefetch(self) -> u16 {
+    pub(crate) fn prefetch(self) -> u16 {
         const MOST: u16 = 1_000;
         self.prefetch.unwrap_or_else(|| {
             let wanted = u16::try_from(self.concurrency.saturating_mul(3)).unwrap_or(MOST);
@@ -165,9 +165,10 @@ impl<P: Process> Runner<P> {
         let (stop, kill) = (CancellationToken::new(), CancellationToken::new());
         let (state, watched) = watch::channel(State::Running);
         let counters = Arc::clone(&self.counters);
+        let places = self.settings.concurrency.min(self.settings.prefetch().into());
         let work = Arc::new(Work { runner: self, kill: kill.clone() });
         let task = tokio::spawn(run(work, consumer, again, state, stop.clone()));
-        Running::new(queue.into(), counters, watched, stop, kill, task)
+        Running::new(queue.into(), counters, watched, stop, kill, task).with_places(places as u64)
     }
 
     fn note(&self, delivery: &Delivery, outcome: Outcome) {

@@ -18,10 +18,21 @@ const GRACE: Duration = Duration::from_millis(500);
 pub struct Running {
     queue: Arc<str>,
     counters: Arc<Counters>,
+    places: Option<u64>,
     state: watch::Receiver<State>,
     stop: CancellationToken,
     kill: CancellationToken,
     task: Option<JoinHandle<()>>,
+}
+
+/// What a consume loop shows to whoever watches it, while it runs and afterwards.
+#[derive(Debug, Clone)]
+pub(crate) struct Gauge {
+    pub(crate) queue: Arc<str>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) state: watch::Receiver<State>,
+    /// How many messages it has in hand when it can take no more; `None` where it does not say.
+    pub(crate) places: Option<u64>,
 }
 
 /// How a consume loop stands.
@@ -72,7 +83,22 @@ impl Running {
         kill: CancellationToken,
         task: JoinHandle<()>,
     ) -> Self {
-        Self { queue, counters, state, stop, kill, task: Some(task) }
+        Self { queue, counters, places: None, state, stop, kill, task: Some(task) }
+    }
+
+    /// Says how many messages it can have in hand at once.
+    pub(crate) fn with_places(mut self, places: u64) -> Self {
+        self.places = Some(places);
+        self
+    }
+
+    pub(crate) fn gauge(&self) -> Gauge {
+        Gauge {
+            queue: Arc::clone(&self.queue),
+            counters: Arc::clone(&self.counters),
+            state: self.state.clone(),
+            places: self.places,
+        }
     }
 
     /// The queue that it consumes.

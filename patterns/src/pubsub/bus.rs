@@ -128,6 +128,17 @@ impl EventBus {
         Ok(ids)
     }
 
+    /// The queue of a durable subscription, and what people call one.
+    pub(crate) fn queue_of(&self, subscription: &Subscription) -> (Option<String>, String) {
+        match &subscription.kind {
+            Kind::Durable { service, name } => {
+                let queue = self.inner.naming.durable_subscription_queue(service, name);
+                (Some(queue), format!("{service}.{name}"))
+            }
+            Kind::Ephemeral { name } => (None, name.clone()),
+        }
+    }
+
     /// Declares what a subscription needs and begins to handle its events.
     ///
     /// Not cancellation safe: when the future is dropped, nothing is handled, but the queue may have

@@ -187,6 +187,10 @@ impl Subscription {
         self
     }
 
+    pub(crate) const fn settings(&self) -> Settings {
+        self.settings
+    }
+
     /// When failed events are tried again. Default: [`RetryPolicy::default`].
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.retry = policy;

@@ -12,7 +12,7 @@ use postrider_core::Env;
 use tokio::sync::watch;
 
 use super::{table::RoutingTable, tap::Tap};
-use crate::consuming::{RunStats, Running, StopReport};
+use crate::consuming::{Gauge, RunStats, Running, StopReport};
 
 /// A figure that grows.
 #[derive(Debug, Default)]
@@ -77,6 +77,10 @@ pub struct Flow {
 }
 
 impl Flow {
+    pub(crate) fn gauges(&self) -> Vec<Gauge> {
+        self.running.iter().chain(&self.control).map(Running::gauge).collect()
+    }
+
     /// The queues that it consumes.
     pub fn queues(&self) -> impl Iterator<Item = &str> {
         self.running.iter().map(Running::queue)

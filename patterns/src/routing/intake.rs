@@ -69,6 +69,14 @@ impl Intake {
         self
     }
 
+    pub(crate) fn queue_names(&self) -> &[String] {
+        &self.queues
+    }
+
+    pub(crate) const fn settings(&self) -> Settings {
+        self.settings
+    }
+
     /// How many messages of each queue are in hand at once. Default: 16; of an aggregator, as many
     /// as it may [hold](super::Aggregator::max_parts).
     pub fn concurrency(mut self, messages: usize) -> Self {

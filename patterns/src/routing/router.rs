@@ -133,6 +133,10 @@ impl Router {
         self
     }
 
+    pub(crate) const fn intake(&self) -> &Intake {
+        &self.intake
+    }
+
     /// Declares the queues and their dead-letter queues, and begins to route. Where messages go is
     /// not declared.
     ///

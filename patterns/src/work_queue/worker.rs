@@ -158,6 +158,14 @@ impl Worker {
         self
     }
 
+    pub(crate) fn queue_name(&self) -> String {
+        self.naming.task_queue(&self.queue)
+    }
+
+    pub(crate) const fn settings(&self) -> Settings {
+        self.settings
+    }
+
     /// Declares the queue and its dead-letter queue, and begins to work.
     ///
     /// Cancellation safe: when the future is dropped, no work is begun, and what was declared stays.

@@ -231,6 +231,10 @@ impl RpcServer {
         }
     }
 
+    pub(crate) const fn settings(&self) -> Settings {
+        self.settings
+    }
+
     /// Declares the service's queue and its dead-letter queue, the exchange that leads to all of its
     /// servers and this server's own two queues there, and begins to serve.
     ///

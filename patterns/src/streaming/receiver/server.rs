@@ -145,6 +145,10 @@ impl StreamReceiver {
         self
     }
 
+    pub(crate) fn queue_name(&self) -> String {
+        self.settings.naming.stream_queue(&self.service)
+    }
+
     /// Declares the queue of offers and begins to take them.
     ///
     /// Not cancellation safe: the queue may have been declared, and leftovers swept.

@@ -1,0 +1,219 @@
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use postrider_core::{ConnectionState, Error, Transport};
+use tokio::time::sleep;
+
+use super::running::Hosted;
+use crate::consuming::{Gauge, RunStats, State};
+
+/// How many looks in a row find messages waiting and nothing coming before it is a stall. Between
+/// the first and the last of them the whole limit passes.
+const LOOKS: u32 = 5;
+
+/// How a service fares. Cloning shares it.
+#[derive(Debug, Clone)]
+pub struct ServiceMonitor {
+    transport: Arc<dyn Transport>,
+    watched: Arc<[Watched]>,
+}
+
+/// The health of a service at one moment.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ServiceHealth {
+    /// How its connection stands.
+    pub connection: ConnectionState,
+    /// Its consume loops, in the order in which the parts were added; a part on several queues has
+    /// one for each.
+    pub parts: Vec<PartHealth>,
+}
+
+/// The health of one consume loop.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct PartHealth {
+    /// The part that it belongs to.
+    pub part: String,
+    /// The queue that it consumes.
+    pub queue: String,
+    /// How it stands.
+    pub state: PartState,
+    /// What it has done so far.
+    pub stats: RunStats,
+    /// Messages that its handlers have at work.
+    pub in_hand: u64,
+}
+
+/// How a consume loop stands.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum PartState {
+    /// It consumes.
+    Consuming,
+    /// It gets nothing, though it has room and messages wait in its queue.
+    Stalled,
+    /// It consumes no more, and why, when it was for an error.
+    Ended(Option<Arc<Error>>),
+}
+
+impl ServiceHealth {
+    /// Whether all parts consume. When not, only a restart helps. A lost connection restores itself
+    /// and does not count here.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.parts.iter().all(|part| matches!(part.state, PartState::Consuming))
+    }
+
+    /// Whether all parts consume over a connection that is open and not blocked.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.is_live() && self.connection == ConnectionState::Connected
+    }
+}
+
+#[derive(Debug)]
+struct Watched {
+    part: String,
+    gauge: Gauge,
+    /// How many messages it had taken at the last look.
+    taken: AtomicU64,
+    /// How many looks in a row found it without deliveries that it could have.
+    starved: AtomicU32,
+}
+
+impl ServiceMonitor {
+    pub(super) fn new(transport: &Arc<dyn Transport>, hosted: &[Hosted]) -> Self {
+        let watched = hosted.iter().flat_map(|part| {
+            part.started.gauges().into_iter().map(|gauge| Watched::new(&part.name, gauge))
+        });
+        Self { transport: Arc::clone(transport), watched: watched.collect() }
+    }
+
+    /// How it fares now. It asks nobody and is cheap.
+    #[must_use]
+    pub fn health(&self) -> ServiceHealth {
+        ServiceHealth {
+            connection: self.transport.health().state,
+            parts: self.watched.iter().map(Watched::health).collect(),
+        }
+    }
+}
+
+/// Looks for stalls until it is aborted.
+pub(super) async fn watch(monitor: ServiceMonitor, stalled_after: Duration) {
+    loop {
+        sleep(stalled_after / (LOOKS - 1)).await;
+        for watched in &*monitor.watched {
+            if !watched.could_take() {
+                watched.starved.store(0, Ordering::Relaxed);
+                continue;
+            }
+            let waiting = monitor.transport.queue_info(&watched.gauge.queue).await;
+            // What the broker cannot be asked about is no stall, but a matter of the connection.
+            let waits = waiting.is_ok_and(|info| info.is_some_and(|info| info.ready > 0));
+            watched.note(waits && monitor.transport.health().is_ready());
+        }
+    }
+}
+
+impl Watched {
+    fn new(part: &str, gauge: Gauge) -> Self {
+        Self { part: part.to_owned(), gauge, taken: AtomicU64::new(0), starved: AtomicU32::new(0) }
+    }
+
+    /// Whether it has room and took nothing since the last look.
+    fn could_take(&self) -> bool {
+        let counters = &self.gauge.counters;
+        let has_room =
+            self.gauge.places.is_some_and(|all| counters.in_hand(&counters.stats()) < all);
+        let taken = counters.taken();
+        let is_quiet = self.taken.swap(taken, Ordering::Relaxed) == taken;
+        has_room && is_quiet && matches!(*self.gauge.state.borrow(), State::Running)
+    }
+
+    fn note(&self, starves: bool) {
+        let before = self.starved.load(Ordering::Relaxed);
+        let now = if starves { before.saturating_add(1) } else { 0 };
+        self.starved.store(now, Ordering::Relaxed);
+        if now == LOOKS {
+            let (part, queue) = (&self.part, &*self.gauge.queue);
+            tracing::error!(part, queue, "messages wait and none comes: it is stalled");
+        }
+    }
+
+    fn health(&self) -> PartHealth {
+        let counters = &self.gauge.counters;
+        let stats = counters.stats();
+        let state = match &*self.gauge.state.borrow() {
+            State::Ended(error) => PartState::Ended(error.clone()),
+            State::Running if self.starved.load(Ordering::Relaxed) >= LOOKS => PartState::Stalled,
+            State::Running => PartState::Consuming,
+        };
+        PartHealth {
+            part: self.part.clone(),
+            queue: self.gauge.queue.to_string(),
+            state,
+            stats,
+            in_hand: counters.in_hand(&stats),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::consuming::{Count, Counters};
+
+    fn watched(places: u64) -> (Watched, watch::Sender<State>) {
+        let (state, seen) = watch::channel(State::Running);
+        let counters = Arc::new(Counters::default());
+        let gauge = Gauge { queue: "q".into(), counters, state: seen, places: Some(places) };
+        (Watched::new("worker q", gauge), state)
+    }
+
+    #[test]
+    fn a_stall_is_seen_after_enough_looks_and_is_over_with_a_delivery() {
+        let (part, _state) = watched(2);
+        for look in 1..=LOOKS {
+            assert!(part.could_take());
+            part.note(true);
+            assert_eq!(matches!(part.health().state, PartState::Stalled), look == LOOKS);
+        }
+        part.gauge.counters.add(Count::Taken);
+        assert!(!part.could_take(), "something came");
+        part.note(false);
+        assert!(matches!(part.health().state, PartState::Consuming));
+    }
+
+    #[test]
+    fn who_has_no_room_or_an_empty_queue_does_not_stall() {
+        let (part, _state) = watched(1);
+        part.note(true);
+        part.note(false);
+        assert_eq!(part.starved.load(Ordering::Relaxed), 0);
+        part.gauge.counters.add(Count::Taken);
+        for _ in 0..2 * LOOKS {
+            assert!(!part.could_take(), "its place is taken");
+        }
+        assert_eq!(part.health().in_hand, 1);
+    }
+
+    #[test]
+    fn an_end_stays_whatever_the_queue_holds() {
+        let (part, state) = watched(1);
+        state.send_replace(State::Ended(None));
+        assert!(!part.could_take());
+        part.note(true);
+        assert!(matches!(part.health().state, PartState::Ended(None)));
+    }
+}

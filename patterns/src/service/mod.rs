@@ -1,0 +1,49 @@
+//! Several servers, subscriptions and workers in one process: started together, watched, drained.
+//!
+//! A [`Service`] starts all of its parts or none. Its [health](ServiceMonitor) comes from what the
+//! consume loops really do: a part that ended is named with its error for ever, and one that gets
+//! nothing while messages wait for it and it has room is stalled. When it is stopped, all parts
+//! stop taking messages first, and then drain within one deadline; the report says of each part
+//! what it could not finish.
+//!
+//! # Example: two parts, and a stop
+//!
+//! ```
+//! use std::{sync::Arc, time::Duration};
+//! use postrider_core::Transport;
+//! use postrider_patterns::{RpcServer, Service, Task, Worker};
+//! use postrider_transport_inmemory::InMemory;
+//! use serde::{Deserialize, Serialize};
+//!
+//! #[derive(Serialize, Deserialize)]
+//! struct SendEmail { to: String }
+//! impl Task for SendEmail { const TYPE: &'static str = "send_email"; }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let transport: Arc<dyn Transport> = Arc::new(InMemory::connect("memory://")?);
+//! let emails = Worker::new("send_email").on(|_task: SendEmail, _context| async { Ok(()) });
+//! let calls = RpcServer::new("mail")
+//!     .method_named("ping", |(): (), _context| async { Ok("pong") });
+//! let running = Service::new("mail", &transport)
+//!     .worker(emails)
+//!     .rpc(calls)
+//!     .stop_deadline(Duration::from_secs(5))
+//!     .start()
+//!     .await?;
+//! assert!(running.monitor().health().is_ready());
+//! // In a real program: the signal that ends the process.
+//! let report = running.run_until(async {}).await;
+//! assert!(report.is_clean());
+//! # Ok(())
+//! # }
+//! ```
+
+mod health;
+mod host;
+mod part;
+mod running;
+
+pub use health::{PartHealth, PartState, ServiceHealth, ServiceMonitor};
+pub use host::Service;
+pub use running::{PartReport, RunningService, ServiceReport};
