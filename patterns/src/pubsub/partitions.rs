@@ -6,9 +6,9 @@
 //! broker does all of it: nothing stands between a publisher and a partition that could stop, send
 //! twice or change the order. Hash exchanges would do the same; they are plugins, and not in memory.
 
-use std::{num::NonZeroU32, sync::Arc};
+use std::{num::NonZeroU32, sync::Arc, task::Poll};
 
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use postrider_core::{
     Binding, Consumer, Envelope, Error, ErrorKind, Exchange, Queue, Result, Topology, Transport,
 };
@@ -111,6 +111,39 @@ impl Partitions {
         for queue in &self.queues {
             consumers.push(transport.consumer(queue, settings.options()).await?);
         }
-        Ok(Consumer::new(stream::select_all(consumers)))
+        // All are polled each time: a transport may give out credit anew only when it is asked. It
+        // ends when one of them does.
+        let mut turn = 0;
+        Ok(Consumer::new(stream::poll_fn(move |cx| {
+            for _ in 0..consumers.len() {
+                turn = (turn + 1) % consumers.len();
+                if let Poll::Ready(next) = consumers[turn].poll_next_unpin(cx) {
+                    return Poll::Ready(next);
+                }
+            }
+            Poll::Pending
+        })))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_slot_has_one_partition_and_slots_do_not_change() {
+        let partitions = Partitions::new(&Naming::default(), "billing.orders", 5).unwrap();
+        let topology = partitions.topology(["a", "b", "a"].into_iter(), Queue::durable);
+        assert!(topology.queues.iter().all(|queue| queue.single_active_consumer));
+        let slots: Vec<_> = topology
+            .bindings
+            .iter()
+            .filter(|binding| binding.exchange == "billing.orders")
+            .map(|binding| binding.arguments.get(headers::KEY_SLOT).unwrap().as_text().unwrap())
+            .collect();
+        assert_eq!(slots, (0..64).map(|slot| slot.to_string()).collect::<Vec<_>>());
+        let events = topology.bindings.iter().filter(|binding| binding.exchange == "event_bus");
+        assert_eq!(events.count(), 2);
+        assert_eq!(["order-7", "customer-4", ""].map(slot), ["52", "2", "27"]);
     }
 }

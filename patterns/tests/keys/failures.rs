@@ -84,7 +84,9 @@ pub(crate) async fn what_is_given_up_is_kept_alone_and_can_come_back(world: &Wor
     let kept = letters.peek(10).await.unwrap();
     assert_eq!(kept.len(), 1);
     is_well.store(true, Ordering::SeqCst);
-    letters.redrive(&DeadLetterFilter::all(), RedriveOptions::default()).await.unwrap();
+    let report =
+        letters.redrive(&DeadLetterFilter::all(), RedriveOptions::default()).await.unwrap();
+    assert_eq!((report.done, report.failed), (1, 0));
     until("it came back", || seen.number() == 3).await;
     assert_eq!(seen.of("poisoned"), [0, 2, 1]);
     stop(running).await;
