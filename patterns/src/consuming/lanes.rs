@@ -5,8 +5,8 @@ use std::{
     sync::Arc,
 };
 
-/// Items in the order they came. Of each key the first may be at work, and the rest wait for it; items
-/// without a key wait for nothing.
+/// Items in the order they came. Of each key the first may be at work, and the rest wait for it;
+/// items without a key wait for nothing.
 #[derive(Debug)]
 pub(super) struct Lanes<T> {
     next: u64,

@@ -4,7 +4,7 @@
 //! subscription's own, bound to the exchange of events, spreads the slots over the partitions. So
 //! publishers know no subscribers, each subscription has as many partitions as it likes, and the
 //! broker does all of it: nothing stands between a publisher and a partition that could stop, send
-//! twice or change the order. Hash exchanges would do the same; they are plugins, and not in memory.
+//! twice or change the order. Hash exchanges would do it too; they are plugins, and not in memory.
 
 use std::{num::NonZeroU32, sync::Arc, task::Poll};
 
@@ -19,7 +19,7 @@ use crate::{codec::Limits, consuming::Settings, headers, naming::Naming, routing
 /// How many slots there are; it stands on the wire and does not change.
 const SLOTS: NonZeroU32 = NonZeroU32::new(64).unwrap();
 
-/// The slot of a key, as the header holds it: text, because brokers compare the types of numbers too.
+/// The slot of a key, as the header holds it: text, because brokers compare types of numbers.
 pub(super) fn slot(key: &str) -> String {
     Partitioner::slot(key, SLOTS).to_string()
 }
