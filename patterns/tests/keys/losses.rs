@@ -1,10 +1,10 @@
 //! Connections are lost, and instances come and go.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use tokio::time::sleep;
+use tokio::{sync::Notify, time::sleep};
 
-use super::world::{Seen, World, events, moved, noting, stop, until};
+use super::world::{Seen, World, events, ledger, moved, noting, stop, until};
 
 const ACCOUNTS: u32 = 12;
 const ROUNDS: u32 = 8;
@@ -52,5 +52,33 @@ pub(crate) async fn lost_connections_invert_no_key(world: &World) {
     until("all are handled", || seen.number() == all.len()).await;
     seen.assert_in_order();
     stop(running).await;
+    stop(standby).await;
+}
+
+pub(crate) async fn what_is_lost_is_given_up_before_another_has_it(world: &World) {
+    let (_connection, bus) = world.connected().await;
+    let (doomed, own) = world.connected().await;
+    let late = Seen::default();
+    let (noted, go_on) = (late.clone(), Arc::new(Notify::new()));
+    let waiting = Arc::clone(&go_on);
+    let subscription = ledger(move |event, _context| {
+        let (late, go_on) = (noted.clone(), Arc::clone(&waiting));
+        async move {
+            go_on.notified().await;
+            late.push(event);
+            Ok(())
+        }
+    });
+    let running = own.subscribe(subscription).await.unwrap();
+    let (_other, others) = world.connected().await;
+    let seen = Seen::default();
+    let standby = others.subscribe(noting(&seen)).await.unwrap();
+    bus.publish_all(&events(1, 3)).await.unwrap();
+    sleep(Duration::from_millis(20)).await;
+    doomed.cut().await;
+    until("another has them", || seen.number() == 3).await;
+    go_on.notify_waiters();
+    stop(running).await;
+    assert_eq!((late.number(), seen.of("account-0")), (0, vec![0, 1, 2]));
     stop(standby).await;
 }

@@ -31,5 +31,6 @@ pub(crate) const FUNCTIONS: &[(&str, Function)] = functions! {
         random_failures_invert_no_key;
     losses:
         instances_come_and_go_and_the_order_stays,
-        lost_connections_invert_no_key;
+        lost_connections_invert_no_key,
+        what_is_lost_is_given_up_before_another_has_it;
 };
