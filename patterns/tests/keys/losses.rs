@@ -60,10 +60,12 @@ pub(crate) async fn what_is_lost_is_given_up_before_another_has_it(world: &World
     let (doomed, own) = world.connected().await;
     let late = Seen::default();
     let (noted, go_on) = (late.clone(), Arc::new(Notify::new()));
-    let waiting = Arc::clone(&go_on);
+    let (waiting, begun) = (Arc::clone(&go_on), Arc::new(Notify::new()));
+    let begins = Arc::clone(&begun);
     let subscription = ledger(move |event, _context| {
-        let (late, go_on) = (noted.clone(), Arc::clone(&waiting));
+        let (late, go_on, begun) = (noted.clone(), Arc::clone(&waiting), Arc::clone(&begins));
         async move {
+            begun.notify_one();
             go_on.notified().await;
             late.push(event);
             Ok(())
@@ -74,7 +76,7 @@ pub(crate) async fn what_is_lost_is_given_up_before_another_has_it(world: &World
     let seen = Seen::default();
     let standby = others.subscribe(noting(&seen)).await.unwrap();
     bus.publish_all(&events(1, 3)).await.unwrap();
-    sleep(Duration::from_millis(20)).await;
+    begun.notified().await;
     doomed.cut().await;
     until("another has them", || seen.number() == 3).await;
     go_on.notify_waiters();
