@@ -50,6 +50,9 @@ pub const PART_OF: &str = "postrider-part-of";
 pub const PART: &str = "postrider-part";
 /// How many parts its message was split into.
 pub const PARTS: &str = "postrider-parts";
+/// Which of the 64 slots an event's key has, as text; the partitions of subscriptions that are
+/// ordered by key are chosen by it.
+pub const KEY_SLOT: &str = "postrider-key-slot";
 /// True in a message that was made of parts before all of them were there.
 pub const INCOMPLETE: &str = "postrider-incomplete";
 /// The trace that a message belongs to, by W3C Trace Context.

@@ -3,7 +3,7 @@
 //! | room | what it is for |
 //! |---|---|
 //! | [`rpc`] | a request to a service and its reply |
-//! | [`pubsub`] | events for every subscription |
+//! | [`pubsub`] | events for every subscription, ordered by key where wanted |
 //! | [`work_queue`] | tasks for one of many workers, with handles that tell how they fare |
 //! | [`streaming`] | large payloads in chunks, to a reader or a file |
 //! | [`routing`] | routers, splitters, aggregators and partitions between queues |
@@ -96,7 +96,10 @@ pub use middleware::{
 };
 pub use naming::Naming;
 pub use publishing::MessageId;
-pub use pubsub::{Event, EventBus, EventBusBuilder, Gap, RawEvent, Subscription, UnknownEvents};
+pub use pubsub::{
+    Event, EventBus, EventBusBuilder, EventSet, EventVariant, Gap, RawEvent, Subscription,
+    UnknownEvents,
+};
 pub use resilience::{
     Decision, Jitter, RetryPolicy, Tries, dead_letter_route, dead_letter_topology,
 };

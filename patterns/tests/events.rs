@@ -7,8 +7,8 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 use common::{Log, SECOND, publish, take, text, transport, two_transports};
 use postrider_core::{Address, ErrorKind, HeaderValue, Message, Queue, Topology, Transport};
 use postrider_patterns::{
-    Codec, Context, ErrorClass, Event, EventBus, HandlerError, Jitter, RawEvent, RetryPolicy,
-    Running, Subscription, UnknownEvents,
+    Codec, CodecError, Context, ErrorClass, Event, EventBus, EventSet, EventVariant, HandlerError,
+    Jitter, RawEvent, RetryPolicy, Running, Subscription, UnknownEvents, headers,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -453,4 +453,101 @@ async fn a_subscription_with_an_event_in_hand_finishes_it_and_ends_with_its_tran
     ended.unwrap().unwrap();
     assert_eq!(running.stats().acked, 1);
     assert_eq!(common::ready(&*other, "billing.orders").await, 0);
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Renamed {
+    name: String,
+}
+
+impl Event for Renamed {
+    const TYPE: &'static str = "order.renamed";
+    const VERSION: u32 = 3;
+}
+
+#[derive(Debug, PartialEq)]
+enum OrderEvent {
+    Created(OrderCreated),
+    Renamed(Renamed),
+}
+
+impl EventSet for OrderEvent {
+    const TYPES: &'static [&'static str] = &[OrderCreated::TYPE, Renamed::TYPE, "order.odd"];
+
+    fn decode(event: &RawEvent) -> Result<Option<Self>, CodecError> {
+        Ok(match event.event_type() {
+            OrderCreated::TYPE => Some(Self::Created(event.data()?)),
+            Renamed::TYPE => Some(Self::Renamed(event.data()?)),
+            _ => None,
+        })
+    }
+
+    fn variant(&self) -> EventVariant<'_> {
+        match self {
+            Self::Created(event) => EventVariant::of(event),
+            Self::Renamed(event) => EventVariant::of(event),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_enum_is_published_as_its_variant_and_comes_back_as_itself() {
+    let transport = transport();
+    let bus = bus(&transport).await;
+    let (all, single) = (Log::default(), Log::default());
+    let log = all.clone();
+    let any = Subscription::durable("ledger", "all").on_any(move |event: OrderEvent, context| {
+        let caused = context.message().causation_id.is_some();
+        log.push(match event {
+            OrderEvent::Created(_) => ("created", caused),
+            OrderEvent::Renamed(_) => ("renamed", caused),
+        });
+        async { Ok(()) }
+    });
+    let (log, again) = (single.clone(), bus.clone());
+    let one =
+        Subscription::durable("ledger", "one").on_pattern("order.renamed", move |raw, context| {
+            let (log, bus) = (log.clone(), again.clone());
+            async move {
+                let Renamed { name } = raw.data().unwrap();
+                log.push((raw.version(), name.clone()));
+                if name == "first" {
+                    let next = OrderEvent::Renamed(Renamed { name: "second".to_owned() });
+                    bus.publish_any_from(&context, &next).await?;
+                }
+                Ok(())
+            }
+        });
+    let running = [bus.subscribe(any).await.unwrap(), bus.subscribe(one).await.unwrap()];
+    bus.publish(&OrderCreated { order: 7 }).await.unwrap();
+    let first = OrderEvent::Renamed(Renamed { name: "first".to_owned() });
+    bus.publish_any(&first).await.unwrap();
+    while all.items().len() < 3 || single.items().len() < 2 {
+        tokio::time::sleep(SECOND).await;
+    }
+    let mut seen = all.items();
+    seen.sort_unstable();
+    assert_eq!(seen, [("created", false), ("renamed", false), ("renamed", true)]);
+    assert_eq!(single.items(), [(3, "first".to_owned()), (3, "second".to_owned())]);
+    for running in running {
+        running.stop(SECOND).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_enum_cannot_read_is_kept_with_the_reason() {
+    let transport = transport();
+    let bus = bus(&transport).await;
+    let subscription = Subscription::durable("ledger", "all")
+        .on_any(|event: OrderEvent, _context| async move { panic!("{event:?} was read") });
+    let running = bus.subscribe(subscription).await.unwrap();
+    for (event_type, code) in [("order.odd", "UNKNOWN_EVENT"), ("order.renamed", "UNDECODABLE")] {
+        let message =
+            Message::new(r#"{"data":{"no":"such"}}"#).with_content_type("application/json");
+        let address = Address::exchange("event_bus", event_type);
+        publish(&*transport, address, message).await;
+        let dead = take(&*transport, "dead_letter_ledger.all").await;
+        assert_eq!(text(&dead, headers::ERROR_CODE), Some(code));
+    }
+    running.stop(SECOND).await;
 }

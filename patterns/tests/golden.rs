@@ -271,6 +271,7 @@ fn header_names() {
             headers::STREAM_SEQ,
             headers::STREAM_OFFSET,
             headers::STREAM_CRC32C,
+            headers::KEY_SLOT,
         ],
         [
             "postrider-conversation-id",
@@ -287,6 +288,7 @@ fn header_names() {
             "postrider-stream-seq",
             "postrider-stream-offset",
             "postrider-stream-crc32c",
+            "postrider-key-slot",
         ]
     );
 }

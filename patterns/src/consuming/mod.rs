@@ -34,6 +34,8 @@
 //! ```
 
 mod counters;
+mod lanes;
+mod ordered;
 mod runner;
 mod running;
 

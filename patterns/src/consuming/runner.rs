@@ -1,9 +1,12 @@
 use std::{any::Any, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
 
-use futures_util::{FutureExt, stream};
+use futures_util::{
+    FutureExt,
+    stream::{self, BoxStream},
+};
 use postrider_core::{
     Consumer, ConsumerOptions, Delivery, DeliveryInfo, Envelope, Error, ErrorKind, Result,
-    Transport,
+    Transport, TransportEvent,
 };
 use tokio::{
     sync::{Semaphore, watch},
@@ -12,11 +15,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Count, Counters, Outcome, Running, running::State};
+use super::{Count, Counters, Outcome, Running, ordered::Ordered, running::State};
 use crate::{handler::HandlerError, resilience::Keeper};
 
 /// How long a message is held that the transport takes no copy of, before it is tried again.
-const PAUSE_BEFORE_RETRY: Duration = Duration::from_secs(1);
+pub(super) const PAUSE_BEFORE_RETRY: Duration = Duration::from_secs(1);
 
 /// How long a message that may crash its process waits for the handlers of others: they may never end.
 const MOST_PATIENCE: Duration = Duration::from_secs(30);
@@ -175,11 +178,30 @@ impl<P: Process> Runner<P> {
         self.counters.add(outcome.into());
         self.process.settled(delivery.envelope(), delivery.info(), outcome);
     }
+
+    /// As [`run`](Self::run), in order: of messages with the same `key` one is handled after the
+    /// other, and one that fails is tried again in its place. `events` must have been listened to
+    /// before there was a consumer.
+    pub(crate) fn run_in_order(
+        self,
+        consumer: Consumer,
+        events: BoxStream<'static, TransportEvent>,
+        key: impl Fn(&Arc<Envelope>) -> Option<String> + Send + 'static,
+        queue: &str,
+    ) -> Running {
+        let (stop, kill) = (CancellationToken::new(), CancellationToken::new());
+        let (state, watched) = watch::channel(State::Running);
+        let counters = Arc::clone(&self.counters);
+        let work = Arc::new(Work { runner: self, kill: kill.clone() });
+        let ordered = Ordered::new(work, consumer, events, Box::new(key), stop.clone());
+        let task = tokio::spawn(ordered.run(state));
+        Running::new(queue.into(), counters, watched, stop, kill, task)
+    }
 }
 
-struct Work<P> {
-    runner: Runner<P>,
-    kill: CancellationToken,
+pub(super) struct Work<P> {
+    pub(super) runner: Runner<P>,
+    pub(super) kill: CancellationToken,
 }
 
 /// Where a consumer comes from.

@@ -1,4 +1,4 @@
-use std::{future, sync::Arc};
+use std::{borrow::Cow, future, sync::Arc};
 
 use postrider_core::{
     Address, Binding, Envelope, Error, ErrorKind, Exchange, Message, Publisher, PublisherOptions,
@@ -7,8 +7,9 @@ use postrider_core::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Event, Subscription,
+    Event, EventSet, EventVariant, Subscription,
     gap::{self, GapHandler},
+    partitions::{self, Partitions},
     subscriber::Subscriber,
     subscription::Kind,
     wire::{self, EventBody, Metadata},
@@ -18,6 +19,7 @@ use crate::{
     consuming::{Counters, Runner, Running},
     error::PublishError,
     handler::Context,
+    headers,
     middleware::{PublisherMiddleware, around_publisher},
     naming::Naming,
     publishing::{MessageId, publish_each, stored_or_unwanted},
@@ -32,7 +34,7 @@ pub struct EventBus {
 }
 
 #[derive(Debug)]
-struct Inner {
+pub(super) struct Inner {
     transport: Arc<dyn Transport>,
     /// With its middleware.
     publisher: Arc<dyn Publisher>,
@@ -77,7 +79,7 @@ impl EventBus {
     ///
     /// [`PublishError`]. After [`ErrorKind::Unknown`] it may be published all the same.
     pub async fn publish<E: Event>(&self, event: &E) -> Result<MessageId, PublishError> {
-        self.publish_one(event, None).await
+        self.publish_one(EventVariant::of(event), None).await
     }
 
     /// Publishes an event that the message of `context` caused: its causation id is that message's
@@ -91,18 +93,42 @@ impl EventBus {
         context: &Context,
         event: &E,
     ) -> Result<MessageId, PublishError> {
-        self.publish_one(event, Some(context)).await
+        self.publish_one(EventVariant::of(event), Some(context)).await
     }
 
-    async fn publish_one<E: Event>(
+    /// Publishes the event within a value of an enum, under its own type. Else as
+    /// [`publish`](Self::publish).
+    ///
+    /// # Errors
+    ///
+    /// As [`publish`](Self::publish).
+    pub async fn publish_any<S: EventSet>(&self, event: &S) -> Result<MessageId, PublishError> {
+        self.publish_one(event.variant(), None).await
+    }
+
+    /// Publishes the event within a value of an enum, caused by the message of `context`. Else as
+    /// [`publish_from`](Self::publish_from).
+    ///
+    /// # Errors
+    ///
+    /// As [`publish`](Self::publish).
+    pub async fn publish_any_from<S: EventSet>(
         &self,
-        event: &E,
+        context: &Context,
+        event: &S,
+    ) -> Result<MessageId, PublishError> {
+        self.publish_one(event.variant(), Some(context)).await
+    }
+
+    async fn publish_one(
+        &self,
+        event: EventVariant<'_>,
         cause: Option<&Context>,
     ) -> Result<MessageId, PublishError> {
-        let (id, envelope) = self.inner.envelope(event, cause)?;
+        let (id, envelope) = event.envelope(&self.inner, cause)?;
         let verdict = self.inner.publisher.send(envelope).await?.await;
         stored_or_unwanted(verdict)
-            .map_err(|error| error.with_context("event", E::TYPE))
+            .map_err(|error| error.with_context("event", event.event_type()))
             .map_err(PublishError::from)?;
         Ok(id)
     }
@@ -157,7 +183,7 @@ impl EventBus {
 }
 
 impl Inner {
-    fn envelope<E: Event>(
+    pub(super) fn envelope<E: Event>(
         &self,
         event: &E,
         cause: Option<&Context>,
@@ -192,7 +218,10 @@ impl Inner {
                 },
             },
         )?;
-        message.key = aggregate_id.map(|key| key.into_owned().into());
+        if let Some(key) = aggregate_id {
+            message.headers.set(headers::KEY_SLOT, partitions::slot(&key));
+            message.key = Some(key.into_owned().into());
+        }
         let address = Address::exchange(self.exchange.clone(), E::TYPE);
         Ok((MessageId::new(id), Envelope::new(address, message)))
     }
@@ -220,13 +249,25 @@ impl Inner {
                 .with_dead_letter(dead_letter_route(&self.naming, &parked_as)),
             By::Process => Queue::exclusive(queue.clone()).auto_delete(),
         };
-        let mut topology = dead_letter_topology(&self.naming, &parked_as)
-            .exchange(Exchange::topic(self.exchange.clone()))
-            .queue(declared);
-        for handler in &subscription.handlers {
-            let binding = Binding::queue(self.exchange.clone(), queue.clone(), handler.key.clone());
-            if !topology.bindings.contains(&binding) {
-                topology = topology.bind(binding);
+        let parts = subscription.partitions.map(|n| Partitions::new(&self.naming, &queue, n));
+        let parts = parts.transpose()?;
+        let keys = subscription.handlers.iter().map(|handler| handler.key.as_str());
+        let mut topology = dead_letter_topology(&self.naming, &parked_as);
+        if let Some(parts) = &parts {
+            parts.check(&*self.transport).await?;
+            let queue = |name| {
+                let mut queue = declared.clone();
+                queue.name = Cow::Owned(name);
+                queue
+            };
+            topology = topology.and(parts.topology(keys, queue));
+        } else {
+            topology = topology.exchange(Exchange::topic(self.exchange.clone())).queue(declared);
+            for key in keys {
+                let binding = Binding::queue(self.exchange.clone(), queue.clone(), key.to_owned());
+                if !topology.bindings.contains(&binding) {
+                    topology = topology.bind(binding);
+                }
             }
         }
         // Before there is anything to lose.
@@ -264,7 +305,13 @@ impl Inner {
                 _gaps: gaps,
             },
         };
-        runner.start(&self.transport, &queue).await
+        let Some(parts) = parts else { return runner.start(&self.transport, &queue).await };
+        runner.settings.check()?;
+        let losses = self.transport.events();
+        let consumer = parts.consumer(&*self.transport, runner.settings).await?;
+        let limits = runner.process.limits;
+        let key = move |envelope: &_| partitions::key_of(envelope, limits);
+        Ok(runner.run_in_order(consumer, losses, key, &queue))
     }
 }
 
@@ -290,6 +337,9 @@ fn check(subscription: &Subscription) -> Result<()> {
     }
     if subscription.on_gap.is_some() && matches!(subscription.kind, Kind::Durable { .. }) {
         return refuse("a durable subscription has no gaps to tell of".to_owned());
+    }
+    if subscription.partitions.is_some() && matches!(subscription.kind, Kind::Ephemeral { .. }) {
+        return refuse("only a durable subscription can be ordered by key".to_owned());
     }
     match subscription.handlers.iter().find(|one| !one.is_sound()) {
         Some(odd) => refuse(format!("the event type '{}' is a pattern; use on_pattern", odd.key)),

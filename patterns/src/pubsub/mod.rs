@@ -46,7 +46,9 @@
 mod bus;
 mod event;
 mod gap;
+mod partitions;
 mod pattern;
+mod set;
 mod subscriber;
 mod subscription;
 mod wire;
@@ -55,4 +57,5 @@ pub use bus::{EventBus, EventBusBuilder};
 pub use event::{Event, RawEvent};
 pub use gap::Gap;
 pub(crate) use pattern::matches as matches_pattern;
+pub use set::{EventSet, EventVariant};
 pub use subscription::{Subscription, UnknownEvents};

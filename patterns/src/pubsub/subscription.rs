@@ -1,13 +1,13 @@
-use std::{fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use postrider_core::Queue;
 
-use super::{Event, Gap, RawEvent, gap::GapHandler, pattern};
+use super::{Event, EventSet, Gap, RawEvent, gap::GapHandler, pattern};
 use crate::{
     codec::Limits,
     consuming::Settings,
-    handler::{Context, HandlerError},
+    handler::{Context, HandlerError, codes},
     middleware::{Layers, Middleware},
     resilience::RetryPolicy,
 };
@@ -17,8 +17,8 @@ type Handler =
 
 /// A service's interest in events: which ones, what to do with them, and what to do when it fails.
 ///
-/// Handlers run several at once, so that the order of events is not kept; with a concurrency and a
-/// prefetch of 1 it is, as long as nothing is retried. Several handlers may take the same event: they
+/// Handlers run several at once, so that the order of events is not kept, unless it is
+/// [ordered by key](Subscription::ordered_by_key). Several handlers may take the same event: they
 /// run in the order they were added, and when one fails, all run again on the next try.
 #[must_use = "pass it to EventBus::subscribe"]
 pub struct Subscription {
@@ -31,6 +31,8 @@ pub struct Subscription {
     pub(super) limits: Limits,
     pub(super) on_gap: Option<GapHandler>,
     pub(super) layers: Layers,
+    /// Into how many queues its events are spread by key.
+    pub(super) partitions: Option<u32>,
 }
 
 /// Who shares the events.
@@ -98,6 +100,7 @@ impl Subscription {
             limits: Limits::default(),
             on_gap: None,
             layers: Layers::default(),
+            partitions: None,
         }
     }
 
@@ -132,6 +135,36 @@ impl Subscription {
         })
     }
 
+    /// Adds a handler for all events of an enum.
+    pub fn on_any<S, F, Fut>(mut self, handler: F) -> Self
+    where
+        S: EventSet,
+        F: Fn(S, Context) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), HandlerError>> + Send + 'static,
+    {
+        let handler = Arc::new(handler);
+        let handler: Handler = Arc::new(move |raw: RawEvent, context| {
+            let handler = Arc::clone(&handler);
+            Box::pin(async move {
+                match S::decode(&raw).map_err(|error| HandlerError::undecodable(&error))? {
+                    Some(event) => handler(event, context).await,
+                    None => Err(HandlerError::unsupported(format!(
+                        "the enum has no variant for events of type '{}'",
+                        raw.event_type()
+                    ))
+                    .with_code(codes::UNKNOWN_EVENT)),
+                }
+            })
+        });
+        let types: BTreeSet<_> = S::TYPES.iter().collect();
+        self.handlers.extend(types.into_iter().map(|event_type| Registered {
+            key: (*event_type).to_owned(),
+            exact: true,
+            handler: Arc::clone(&handler),
+        }));
+        self
+    }
+
     fn register<H>(mut self, key: String, exact: bool, handler: H) -> Self
     where
         H: Fn(RawEvent, Context) -> BoxFuture<'static, Result<(), HandlerError>>
@@ -163,13 +196,35 @@ impl Subscription {
         self
     }
 
+    /// Keeps the order of events of one key, their
+    /// [`aggregate_id`](Event::aggregate_id): the events are spread by key over `partitions`
+    /// queues, 1 to 64, each of which has one instance that takes from it at a time, and of one key
+    /// one event is handled after the other. Events without a key keep no order.
+    ///
+    /// An event that fails blocks its key: it is tried again in its place by the
+    /// [retry policy](Self::retry), while other keys go on, and what is behind it waits. That is
+    /// bounded: by the tries of the policy, by 15 minutes of pauses in all, and by the
+    /// [prefetch](Self::prefetch) of the partition, for once it is full of what waits, other keys
+    /// of that partition wait too. When the event is given up it is dead-lettered alone, and those
+    /// behind it go on without it.
+    ///
+    /// After a lost connection handlers at work are given up at their await, because another
+    /// instance may work on their keys already. Another number of partitions is refused while the
+    /// exchange of the old number is there. Durable subscriptions only; see the guide,
+    /// `docs/events.md`, on where order ends. Default: no order.
+    pub fn ordered_by_key(mut self, partitions: u32) -> Self {
+        self.partitions = Some(partitions);
+        self
+    }
+
     /// How many events are handled at once. Default: 16.
     pub fn concurrency(mut self, events: usize) -> Self {
         self.settings.concurrency = events;
         self
     }
 
-    /// How many events are taken in advance, those at work included. Default: three times the
+    /// How many events are taken in advance, those at work included; of each partition, where there
+    /// are some. Default: three times the
     /// concurrency, at most 1,000.
     pub fn prefetch(mut self, events: u16) -> Self {
         self.settings.prefetch = Some(events);

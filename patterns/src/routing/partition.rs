@@ -88,6 +88,11 @@ impl Partitioner {
         jump(hash(key.as_bytes()), self.count)
     }
 
+    /// The slot of a key among so many, as a partition is chosen.
+    pub(crate) fn slot(key: &str, slots: NonZeroU32) -> u32 {
+        jump(hash(key.as_bytes()), slots)
+    }
+
     /// The queue of a key.
     #[must_use]
     pub fn queue(&self, naming: &Naming, key: &str) -> String {

@@ -62,8 +62,8 @@ impl ServiceReport {
 
     /// The parts that gave messages back or still have some.
     pub fn unfinished(&self) -> impl Iterator<Item = &PartReport> {
-        let is_left = |report: StopReport| report.released + report.still_running > 0;
-        self.parts.iter().filter(move |part| is_left(part.report))
+        let is_left = |report: &StopReport| report.released + report.still_running > 0;
+        self.parts.iter().filter(move |part| is_left(&part.report))
     }
 }
 

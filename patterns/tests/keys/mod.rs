@@ -1,0 +1,36 @@
+//! What subscriptions that are ordered by key do over any broker, one function each.
+#![allow(dead_code)] // Without a live broker nothing is cleared.
+
+pub(crate) mod failures;
+pub(crate) mod losses;
+pub(crate) mod order;
+pub(crate) mod world;
+
+use futures_util::future::LocalBoxFuture;
+use world::World;
+
+pub(crate) type Function = fn(&World) -> LocalBoxFuture<'_, ()>;
+
+macro_rules! functions {
+    ($($room:ident: $($name:ident),+;)+) => {
+        &[$($((stringify!($name), |world| Box::pin($room::$name(world))),)+)+]
+    };
+}
+
+/// All of them, by their names.
+pub(crate) const FUNCTIONS: &[(&str, Function)] = functions! {
+    order:
+        each_key_keeps_its_order,
+        a_slow_key_holds_up_no_other,
+        events_of_plain_clients_and_without_a_key_come_too,
+        what_cannot_keep_order_is_refused;
+    failures:
+        a_failing_event_holds_up_its_key_alone,
+        what_is_given_up_is_kept_alone_and_can_come_back,
+        a_stop_ends_the_waiting_and_leaves_the_order_to_the_next,
+        random_failures_invert_no_key;
+    losses:
+        instances_come_and_go_and_the_order_stays,
+        lost_connections_invert_no_key,
+        what_is_lost_is_given_up_before_another_has_it;
+};
