@@ -46,6 +46,8 @@ pub const STREAM_CREDIT: &str = "postrider-stream-credit";
 pub const HOPS: &str = "postrider-hops";
 /// The id of the message that a part was made of.
 pub const PART_OF: &str = "postrider-part-of";
+/// The queue that the parent of a part was taken from: its id may be in use in another one.
+pub const PART_FROM: &str = "postrider-part-from";
 /// The number of a part, from 0.
 pub const PART: &str = "postrider-part";
 /// How many parts its message was split into.

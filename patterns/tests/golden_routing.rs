@@ -152,6 +152,7 @@ async fn a_part_and_what_is_made_of_parts() {
             headers,
             [
                 ("postrider-part-of", HeaderValue::from("order-1")),
+                ("postrider-part-from", HeaderValue::from("orders")),
                 ("postrider-part", HeaderValue::Int(number as i64)),
                 ("postrider-parts", HeaderValue::Int(2)),
                 ("postrider-hops", HeaderValue::Int(1)),
@@ -161,7 +162,7 @@ async fn a_part_and_what_is_made_of_parts() {
     }
     let whole = take(&*transport, "whole").await;
     assert_eq!(whole.body, r#"[{"sku":"a"},7]"#);
-    assert_eq!(whole.message_id.as_deref(), Some("ae919dd3-0108-8b44-b6a6-66f50ebae4d6"));
+    assert_eq!(whole.message_id.as_deref(), Some("c167d5be-7125-8943-b0f4-88c373dc45a8"));
     assert_eq!(whole.correlation_id.as_deref(), Some("order-1"));
 }
 
@@ -182,10 +183,18 @@ fn partitions() {
 #[test]
 fn names_of_headers_and_codes() {
     assert_eq!(
-        [headers::HOPS, headers::PART_OF, headers::PART, headers::PARTS, headers::INCOMPLETE],
+        [
+            headers::HOPS,
+            headers::PART_OF,
+            headers::PART_FROM,
+            headers::PART,
+            headers::PARTS,
+            headers::INCOMPLETE,
+        ],
         [
             "postrider-hops",
             "postrider-part-of",
+            "postrider-part-from",
             "postrider-part",
             "postrider-parts",
             "postrider-incomplete",

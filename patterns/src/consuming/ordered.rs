@@ -22,7 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Count, Disposition, Process,
+    Count, Disposition, Outcome, Process,
     lanes::Lanes,
     runner::{PAUSE_BEFORE_RETRY, Work},
     running::State,
@@ -37,7 +37,7 @@ const QUIET: Duration = Duration::from_millis(50);
 
 /// What became of a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
+enum End {
     Acked,
     DeadLettered,
     /// It could not be kept: the broker counts it and dead-letters it at the delivery limit. Its
@@ -56,7 +56,7 @@ pub(super) struct Ordered<P> {
     key: Key,
     stop: CancellationToken,
     lanes: Lanes<Delivery>,
-    tasks: JoinSet<(u64, Outcome)>,
+    tasks: JoinSet<(u64, End)>,
     places: Arc<Semaphore>,
 }
 
@@ -81,8 +81,8 @@ impl<P: Process> Ordered<P> {
                 () = stop.cancelled() => break None,
                 Some(event) = self.events.next() => self.hear(&event).await,
                 Some(done) = self.tasks.join_next() => {
-                    if let Ok((number, outcome)) = done {
-                        self.settle(number, outcome);
+                    if let Ok((number, end)) = done {
+                        self.settle(number, end);
                     }
                 }
                 delivery = self.consumer.recv() => match delivery {
@@ -98,6 +98,7 @@ impl<P: Process> Ordered<P> {
         let is_asked = ended.is_none() && stop.is_cancelled();
         state.send_replace(State::Ended(ended));
         self.stop.cancel();
+        self.work.runner.process.stopping();
         self.finish(is_asked).await;
     }
 
@@ -110,7 +111,7 @@ impl<P: Process> Ordered<P> {
                 () = kill.cancelled() => break,
                 Some(event) = self.events.next() => self.hear(&event).await,
                 done = self.tasks.join_next() => match done {
-                    Some(Ok((number, outcome))) => self.settle(number, outcome),
+                    Some(Ok((number, end))) => self.settle(number, end),
                     Some(Err(_given_up)) => {}
                     None => break,
                 },
@@ -142,7 +143,7 @@ impl<P: Process> Ordered<P> {
 
     fn give_back(&mut self) {
         for delivery in self.lanes.take_all() {
-            self.work.runner.counters.add(Count::Released);
+            self.work.runner.note(&delivery, Outcome::Released);
             delivery.release();
         }
     }
@@ -166,33 +167,33 @@ impl<P: Process> Ordered<P> {
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
             let tries = work.in_place(&envelope, info, &places, &stop);
-            let outcome = AssertUnwindSafe(tries).catch_unwind().await;
-            (number, outcome.unwrap_or(Outcome::Refused))
+            let end = AssertUnwindSafe(tries).catch_unwind().await;
+            (number, end.unwrap_or(End::Refused))
         });
     }
 
-    fn settle(&mut self, number: u64, outcome: Outcome) {
+    fn settle(&mut self, number: u64, end: End) {
         // What was at work goes back with what waits behind it.
-        if outcome == Outcome::Released && self.stop.is_cancelled() {
+        if end == End::Released && self.stop.is_cancelled() {
             return;
         }
         let Some((delivery, next)) = self.lanes.done(number) else { return };
-        let counters = &self.work.runner.counters;
-        match outcome {
-            Outcome::Acked => {
-                counters.add(Count::Acked);
+        let note = |outcome| self.work.runner.note(&delivery, outcome);
+        match end {
+            End::Acked => {
+                note(Outcome::Acked);
                 delivery.ack();
             }
-            Outcome::DeadLettered => {
-                counters.add(Count::DeadLettered);
+            End::DeadLettered => {
+                note(Outcome::DeadLettered);
                 delivery.ack();
             }
-            Outcome::Refused => {
-                counters.add(Count::Retried);
+            End::Refused => {
+                note(Outcome::Retried);
                 delivery.retry(Duration::ZERO);
             }
-            Outcome::Released => {
-                counters.add(Count::Released);
+            End::Released => {
+                note(Outcome::Released);
                 delivery.release();
             }
         }
@@ -213,29 +214,30 @@ impl<P: Process> Work<P> {
         mut info: DeliveryInfo,
         places: &Semaphore,
         stop: &CancellationToken,
-    ) -> Outcome {
+    ) -> End {
         let mut left = LONGEST_BLOCK;
         loop {
             let place = tokio::select! {
                 biased;
-                () = stop.cancelled() => return Outcome::Released,
+                () = stop.cancelled() => return End::Released,
                 place = places.acquire() => place,
             };
             let disposition = self.runner.process.process(envelope, &info, &self.kill).await;
             drop(place);
             match disposition {
-                Disposition::Ack => return Outcome::Acked,
-                Disposition::Release => return Outcome::Released,
+                Disposition::Ack => return End::Acked,
+                Disposition::Release => return End::Released,
                 Disposition::DeadLetter(error) => {
                     return match self.runner.keeper.keep(envelope, &info, &error).await {
                         Ok(()) => {
                             tracing::error!(queue = %info.queue, %error, "message dead-lettered");
-                            Outcome::DeadLettered
+                            self.runner.process.dead_lettered(envelope, &info, &error).await;
+                            End::DeadLettered
                         }
-                        Err(closed) if is_closed(&closed) => Outcome::Released,
+                        Err(closed) if is_closed(&closed) => End::Released,
                         Err(_refused) => {
                             sleep(PAUSE_BEFORE_RETRY).await;
-                            Outcome::Refused
+                            End::Refused
                         }
                     };
                 }
@@ -243,13 +245,14 @@ impl<P: Process> Work<P> {
                     // The try is over, and another one begins.
                     self.runner.counters.add(Count::Retried);
                     self.runner.counters.add(Count::Taken);
+                    self.runner.process.settled(envelope, &info, Outcome::Retried);
                     info.failures += 1;
                     info.attempt += 1;
                     let after = after.min(left);
                     left -= after;
                     tokio::select! {
                         biased;
-                        () = stop.cancelled() => return Outcome::Released,
+                        () = stop.cancelled() => return End::Released,
                         () = sleep(after) => {}
                     }
                 }

@@ -174,7 +174,7 @@ impl<P: Process> Runner<P> {
         Running::new(queue.into(), counters, watched, stop, kill, task).with_places(places as u64)
     }
 
-    fn note(&self, delivery: &Delivery, outcome: Outcome) {
+    pub(super) fn note(&self, delivery: &Delivery, outcome: Outcome) {
         self.counters.add(outcome.into());
         self.process.settled(delivery.envelope(), delivery.info(), outcome);
     }

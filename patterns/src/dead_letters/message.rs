@@ -8,7 +8,10 @@ use super::{
     death::{DeadReason, Death, moment},
     fixture::Fixture,
 };
-use crate::{handler::ErrorClass, headers};
+use crate::{
+    handler::{ErrorClass, codes},
+    headers,
+};
 
 /// What brokers write beside the deaths of a message.
 const OF_BROKERS: [&str; 9] = [
@@ -88,6 +91,10 @@ impl DeadMessage {
         let mut message = self.message().clone();
         for name in OF_POSTRIDER.iter().chain(&OF_BROKERS) {
             message.headers.remove(name);
+        }
+        if self.code() == Some(codes::TOO_MANY_HOPS) {
+            // Else it would be here again after the next one.
+            message.headers.remove(headers::HOPS);
         }
         message
     }

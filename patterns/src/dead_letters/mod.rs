@@ -112,10 +112,10 @@ impl DeadLetters {
     /// Sets how many dead letters are in hand, and in memory, at once. Default: 1,000.
     ///
     /// What a filter does not match is in hand until the run ends. When there is no room for more,
-    /// the run ends and reports how many it did not see.
+    /// the run ends and reports how many it did not see. 0 is taken for 1.
     #[must_use]
     pub fn with_window(mut self, letters: u16) -> Self {
-        self.window = letters;
+        self.window = letters.max(1);
         self
     }
 

@@ -91,7 +91,8 @@ impl Retrying {
                 return Disposition::Retry(after);
             }
             failures += 1;
-            tokio::time::sleep(after).await;
+            // Another service's word of when to try again is no reason to hold a place for long.
+            tokio::time::sleep(after.min(self.policy.max_delay)).await;
         }
     }
 

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use futures_util::{FutureExt, StreamExt, stream::BoxStream};
-use postrider_core::{DeliveryInfo, Env, Envelope, Message, TransportEvent};
+use postrider_core::{DeliveryInfo, Env, Envelope, HeaderValue, Message, TransportEvent};
 use tokio::{
     sync::Notify,
     time::{Instant, sleep_until},
@@ -118,7 +118,12 @@ impl Aggregating {
             HandlerError::invalid(format!("it has no {by} that could be the key of its group"))
                 .with_code(codes::NO_KEY)
         })?;
+        let mut key = key;
         if matches!(self.spec.completion, Completion::Parts) {
+            let from = part.message().headers.get(headers::PART_FROM);
+            if let Some(queue) = from.and_then(HeaderValue::as_text) {
+                key = format!("{queue}\0{key}");
+            }
             let (number, count) = (part.int(headers::PART), part.int(headers::PARTS));
             if !matches!((number, count), (Some(number), Some(count)) if (0..count).contains(&number))
             {

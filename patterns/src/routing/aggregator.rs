@@ -126,7 +126,7 @@ impl Aggregator {
     pub fn new(intake: impl Into<Intake>, completion: Completion, to: Route) -> Self {
         Self {
             intake: intake.into(),
-            by: Field::header(headers::PART_OF),
+            by: part_of(),
             completion,
             combine: None,
             to,
@@ -194,8 +194,9 @@ impl Aggregator {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Invalid`] for bounds or a completion of 0 and for a route that no broker has,
-    /// and what [`Worker::start`](crate::Worker::start) fails with.
+    /// [`ErrorKind::Invalid`] for bounds, a timeout or a completion of 0, for a count above the parts
+    /// that are held, for [`Completion::Parts`] by anything but the parent, and for a route that no
+    /// broker has, and what [`Worker::start`](crate::Worker::start) fails with.
     pub async fn start(mut self, transport: &Arc<dyn Transport>) -> Result<Flow> {
         // One more than is held, so that there is one for which room is made.
         let places = u16::try_from(self.bounds.parts).ok().and_then(|parts| parts.checked_add(1));
@@ -208,6 +209,18 @@ impl Aggregator {
         };
         if matches!(self.completion, Completion::Count(0)) {
             let why = "a group that is complete without a part would never begin";
+            return Err(Error::new(ErrorKind::Invalid, "start", why));
+        }
+        if matches!(self.completion, Completion::Count(parts) if parts > bounds.parts) {
+            let why = "a group of more parts than are held would never be complete";
+            return Err(Error::new(ErrorKind::Invalid, "start", why));
+        }
+        if matches!(self.completion, Completion::Parts) && self.by != part_of() {
+            let why = "parts are numbered within their parent, so they have nothing else in common";
+            return Err(Error::new(ErrorKind::Invalid, "start", why));
+        }
+        if self.timeout.is_zero() {
+            let why = "a group that ends at once has no second part";
             return Err(Error::new(ErrorKind::Invalid, "start", why));
         }
         self.intake = self.intake.concurrency(places.into()).prefetch(places);
@@ -236,6 +249,11 @@ impl Aggregator {
         let running = intake.start(transport, &publisher, process, true).await?;
         Ok(Flow { running, control: None, counters, table: None, tap: None, env })
     }
+}
+
+/// What the parts of a message have in common.
+fn part_of() -> Field {
+    Field::header(headers::PART_OF)
 }
 
 impl fmt::Debug for Aggregator {

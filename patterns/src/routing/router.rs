@@ -108,7 +108,8 @@ impl Router {
         self
     }
 
-    /// Sends a copy of each message that was routed to this address too, the message as it came.
+    /// Sends a copy of each message that was dealt with to this address too, the message as it came,
+    /// also of those that no rule wanted.
     /// The tap delays and fails nothing: at most 1,000 copies and 16 MiB wait for the broker, and
     /// those that find no room or are not taken are dropped and
     /// [counted](super::FlowStats::tap_dropped).

@@ -185,6 +185,9 @@ impl Splitting {
     }
 }
 
+/// What tells a message from others, and would make duplicates of its parts.
+const OF_THE_WHOLE: [&str; 3] = [headers::IDEMPOTENCY_KEY, headers::UNIQUE_KEY, headers::CALLER];
+
 /// A part with what it has of its parent.
 fn of(parent: &Inbound, mut part: Message, number: usize, count: usize) -> Message {
     let whole = parent.message();
@@ -201,12 +204,14 @@ fn of(parent: &Inbound, mut part: Message, number: usize, count: usize) -> Messa
     part.timestamp = part.timestamp.or(whole.timestamp);
     part.durable &= whole.durable;
     for (name, value) in whole.headers.iter() {
-        if !name.starts_with("x-") && part.headers.get(name).is_none() {
+        let is_carried = !name.starts_with("x-") && !OF_THE_WHOLE.contains(&name);
+        if is_carried && part.headers.get(name).is_none() {
             part.headers.set(name.to_owned(), value.clone());
         }
     }
     let whole_number = |number| i64::try_from(number).unwrap_or(i64::MAX);
     part.headers.set(headers::PART_OF, parent_id.to_owned());
+    part.headers.set(headers::PART_FROM, parent.queue().to_owned());
     part.headers.set(headers::PART, whole_number(number));
     part.headers.set(headers::PARTS, whole_number(count));
     part

@@ -41,7 +41,8 @@ pub(crate) async fn a_message_that_kills_its_process_comes_to_rest(world: World)
     let tasks = world.tasks(&watching).await;
     tasks.submit_all(&[1, 2].map(|number| Job { number })).await.unwrap();
     for attempt in 1..=LIMIT + 1 {
-        assert_eq!(soon(beginning.recv()).await, Some(attempt));
+        // It may be given back on the way, to be handled alone.
+        assert!(soon(beginning.recv()).await.unwrap() >= attempt);
         doomed.cut().await;
     }
     let dead = one(&world.letters(&watching)).await;
