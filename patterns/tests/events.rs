@@ -393,6 +393,9 @@ async fn subscriptions_that_cannot_work_are_refused() {
     assert_eq!(kind(subscription).await, ErrorKind::Invalid);
     let (subscription, _) = seeing(billing().concurrency(0));
     assert_eq!(kind(subscription).await, ErrorKind::Invalid);
+    // Its queue would be that of the subscription 'eu.orders' of the service 'shop'.
+    let (subscription, _) = seeing(Subscription::durable("shop.eu", "orders"));
+    assert_eq!(kind(subscription).await, ErrorKind::Invalid);
 }
 
 #[tokio::test(start_paused = true)]

@@ -21,7 +21,8 @@ fn sources(folder: &Path) -> String {
 fn every_complaint_has_its_test() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
     let page = fs::read_to_string(root.join("docs/complaints.md")).expect("the page");
-    let tests = sources(&root.join("patterns/tests")) + &sources(&root.join("testkit/src"));
+    let folders = ["patterns/tests", "testkit/src", "examples/tests"];
+    let tests = folders.map(|folder| sources(&root.join(folder))).concat();
     let rows = page.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| **"));
     let mut answered = 0;
     for row in rows.skip(1) {

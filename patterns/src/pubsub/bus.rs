@@ -338,6 +338,10 @@ fn check(subscription: &Subscription) -> Result<()> {
     if subscription.on_gap.is_some() && matches!(subscription.kind, Kind::Durable { .. }) {
         return refuse("a durable subscription has no gaps to tell of".to_owned());
     }
+    if matches!(&subscription.kind, Kind::Durable { service, .. } if service.contains('.')) {
+        let why = "the name of a service has no dot: its queues could be those of another one";
+        return refuse(why.to_owned());
+    }
     if subscription.partitions.is_some() && matches!(subscription.kind, Kind::Ephemeral { .. }) {
         return refuse("only a durable subscription can be ordered by key".to_owned());
     }

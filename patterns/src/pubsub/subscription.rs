@@ -74,7 +74,8 @@ pub enum UnknownEvents {
 
 impl Subscription {
     /// A subscription that outlives its subscribers: events wait for them in a queue named after
-    /// `service` and `name`, and all instances share it.
+    /// `service` and `name`, and all instances share it. The name of a service has no dot, so that
+    /// no two subscriptions have one queue.
     pub fn durable(service: impl Into<String>, name: impl Into<String>) -> Self {
         Self::new(Kind::Durable { service: service.into(), name: name.into() })
     }
