@@ -55,11 +55,43 @@ const DELIVERY_COUNT: &str = "x-delivery-count";
 /// The annotation with the place of a message in a stream.
 const STREAM_OFFSET: &str = "x-stream-offset";
 
+/// What the sections of a message have beside texts and headers, at most, in bytes.
+const SECTIONS: u64 = 1_024;
+
 /// A message that was delivered, and its counts.
 #[derive(Debug, Clone)]
 pub(crate) struct Delivered {
     pub(crate) envelope: Arc<Envelope>,
     pub(crate) info: DeliveryInfo,
+}
+
+/// Checks that a message is not too large with all its sections: a broker counts them in, and ends the
+/// link with all that is under way on it.
+///
+/// # Errors
+///
+/// [`ErrorKind::Invalid`] for one that is, or nearly is.
+pub(crate) fn check_size(operation: &'static str, envelope: &Envelope, most: u64) -> Result<()> {
+    let message = &envelope.message;
+    let texts = [
+        &message.message_id,
+        &message.correlation_id,
+        &message.causation_id,
+        &message.reply_to,
+        &message.content_type,
+        &message.message_type,
+        &message.key,
+    ];
+    let texts: usize = texts.into_iter().flatten().map(|text| text.len()).sum();
+    let address = envelope.address.exchange_name().len() + envelope.address.routing_key().len();
+    // A header has a constructor and a length more than is counted, percent-encoding triples.
+    let around = texts + 3 * address + message.headers.wire_bytes() + 4 * message.headers.len();
+    let bytes = (message.body.len() + around) as u64 + SECTIONS;
+    if bytes <= most {
+        return Ok(());
+    }
+    let why = format!("the message has up to {bytes} bytes, the broker takes {most}");
+    Err(Error::new(ErrorKind::Invalid, operation, why))
 }
 
 /// Checks that a message can be told to the broker.

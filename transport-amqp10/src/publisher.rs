@@ -114,6 +114,9 @@ impl Amqp10Publisher {
         let link = self.guard.link();
         envelope.check("publish", link.capabilities())?;
         message::check("publish", &envelope.message)?;
+        if let Some(most) = link.capabilities().max_message_size {
+            message::check_size("publish", envelope, most)?;
+        }
         link.dialect().check("publish", &envelope.address)
     }
 

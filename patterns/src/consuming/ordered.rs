@@ -10,7 +10,10 @@
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use futures_util::{FutureExt, StreamExt, stream::BoxStream};
+use futures_util::{
+    FutureExt, StreamExt,
+    stream::{self, BoxStream},
+};
 use postrider_core::{
     Consumer, Delivery, DeliveryInfo, Envelope, Error, ErrorKind, TransportEvent,
 };
@@ -124,6 +127,9 @@ impl<P: Process> Ordered<P> {
             self.work.runner.counters.add(Count::Taken);
             self.lanes.add(None, delivery);
         }
+        // Before anything goes back: else the broker gives it to this consumer again, and the rest to
+        // the next one.
+        self.consumer = Consumer::new(stream::empty());
         self.give_back();
     }
 

@@ -121,8 +121,11 @@ impl Settings {
 
     pub(crate) fn check(self) -> Result<()> {
         let refuse = |why| Err(Error::new(ErrorKind::Invalid, "start", why));
-        if !(1..=Semaphore::MAX_PERMITS).contains(&self.concurrency) {
+        if self.concurrency == 0 {
             return refuse("a concurrency of 0 would handle nothing; it is 1 or more");
+        }
+        if self.concurrency > Semaphore::MAX_PERMITS {
+            return refuse("there are not so many places; name a smaller concurrency");
         }
         if self.handler_timeout.is_some_and(|limit| limit.is_zero()) {
             return refuse("a handler timeout of 0 would fail every message; leave it out");

@@ -280,7 +280,10 @@ impl Inner {
             stop.drop_guard()
         });
         let mut settings = subscription.settings;
-        settings.most_failures = (by == By::Broker).then(|| subscription.retry.max_retries());
+        if by == By::Broker {
+            let capabilities = self.transport.capabilities();
+            settings.most_failures = subscription.retry.most_failures(capabilities);
+        }
         let runner = Runner {
             keeper: Keeper::new(
                 &self.transport,

@@ -230,6 +230,12 @@ impl RetryPolicy {
         Err(Error::new(ErrorKind::Invalid, "start", complaint))
     }
 
+    /// How often a message can have failed that did not crash its process. Unknown where giving back
+    /// is counted too.
+    pub(crate) fn most_failures(&self, capabilities: &Capabilities) -> Option<u32> {
+        capabilities.uncounted_release.then(|| self.max_retries())
+    }
+
     /// Refuses a policy that makes no sense, or that queue or broker cannot carry out.
     pub(crate) fn check(&self, delivery_limit: u32, capabilities: &Capabilities) -> Result<()> {
         self.check_alone()?;

@@ -24,13 +24,24 @@ pub(super) fn check_idle_timeout(operation: &'static str, timeout: Duration) -> 
     Err(Error::new(ErrorKind::Invalid, operation, message))
 }
 
+/// The longest that any timeout is.
+const LONGEST: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// A timeout that can be added to any moment.
+pub(super) const fn bounded(timeout: Duration) -> Duration {
+    if timeout.as_secs() < LONGEST.as_secs() { timeout } else { LONGEST }
+}
+
+/// What a chunk's message has beside its bytes, at most.
+const AROUND: u64 = 4_096;
+
 /// Chunks have at least one byte and fit into a message with all that a broker adds.
 pub(super) fn check_chunk_size(
     operation: &'static str,
     bytes: u32,
     most: Option<u64>,
 ) -> Result<()> {
-    let most = most.unwrap_or(u64::from(u32::MAX));
+    let most = most.map_or(u64::from(u32::MAX), |most| most.saturating_sub(AROUND));
     if (1..=most).contains(&u64::from(bytes)) {
         return Ok(());
     }

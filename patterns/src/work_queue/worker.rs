@@ -202,7 +202,7 @@ impl Worker {
         }
         let reports =
             Reports::new(Arc::clone(&publisher), env.clone(), self.limits, Arc::clone(&counters));
-        self.settings.most_failures = Some(self.retry.max_retries());
+        self.settings.most_failures = self.retry.most_failures(transport.capabilities());
         let runner = Runner {
             keeper: Keeper::new(transport, publisher, &self.naming, &queue),
             settings: self.settings,

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::Notify, time::sleep};
 
-use super::world::{Seen, World, events, ledger, moved, noting, stop, until};
+use super::world::{Seen, World, events, ledger, moved, noting, stop, subscribed, until};
 
 const ACCOUNTS: u32 = 12;
 const ROUNDS: u32 = 8;
@@ -15,7 +15,7 @@ pub(crate) async fn instances_come_and_go_and_the_order_stays(world: &World) {
     let mut instances = Vec::new();
     for round in 0..ROUNDS {
         let (connection, own) = world.connected().await;
-        let running = own.subscribe(noting(&seen)).await.unwrap();
+        let running = subscribed(&own, || noting(&seen)).await;
         instances.push((connection, running));
         for number in 5 * round..5 * (round + 1) {
             for of in 0..ACCOUNTS {

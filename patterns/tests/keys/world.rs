@@ -185,3 +185,16 @@ pub(crate) async fn stop(running: Running) {
     let report = timeout(2 * SOON, running.stop(SOON)).await.unwrap();
     assert_eq!(report.still_running, 0);
 }
+
+/// Subscribes; a broker that is busy may need another try.
+pub(crate) async fn subscribed(bus: &EventBus, subscription: impl Fn() -> Subscription) -> Running {
+    let subscribing = async {
+        loop {
+            match bus.subscribe(subscription()).await {
+                Err(error) if error.is_retryable() => sleep(Duration::from_millis(100)).await,
+                outcome => return outcome.unwrap(),
+            }
+        }
+    };
+    timeout(SOON, subscribing).await.expect("in time")
+}

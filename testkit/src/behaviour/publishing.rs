@@ -352,6 +352,16 @@ async fn body_over_the_limit_is_refused(scene: Scene) {
     let envelope = Envelope::new(Address::queue(queue.clone()), Message::new(vec![0; size]));
     let sent = publisher.send(envelope).await;
     refused(sent, &[ErrorKind::Invalid], "a body one byte over the limit");
+    // Where properties count too, it is refused before the broker would end the link for it.
+    let purged = scene.classic("nearly").await;
+    for less in [1, 300, 800] {
+        let envelope =
+            Envelope::new(Address::queue(purged.clone()), Message::new(vec![0; size - less]));
+        match publisher.send(envelope).await {
+            Ok(confirm) => assert_eq!(scene.verdict(confirm).await, Verdict::Accepted),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Invalid, "{error}"),
+        }
+    }
     scene.publish(&queue, ["after"]).await;
     scene.holds(&queue, &["after"]).await;
 }

@@ -325,6 +325,12 @@ impl<T: DeserializeOwned> Stream for ReplyStream<T> {
             if this.ended {
                 return Poll::Ready(None);
             }
+            // A slow reader has items left when its time is over.
+            if this.until.is_some_and(|until| this.inner.env().now() >= until) {
+                let (service, method) = (this.service.clone(), this.method.clone());
+                let after = this.timeout;
+                return this.end_with(RpcError::TimedOut { service, method, after });
+            }
             match this.replies.poll_recv(cx) {
                 Poll::Ready(Ok(envelope)) => {
                     this.silent = 0;
@@ -348,9 +354,7 @@ impl<T: DeserializeOwned> Stream for ReplyStream<T> {
                         return Poll::Pending;
                     }
                     if this.until.is_some_and(|until| this.inner.env().now() >= until) {
-                        let (service, method) = (this.service.clone(), this.method.clone());
-                        let after = this.timeout;
-                        return this.end_with(RpcError::TimedOut { service, method, after });
+                        continue;
                     }
                     this.silent += 1;
                     if this.silent >= TELL_AGAIN {

@@ -197,7 +197,10 @@ impl PartFile {
         let (part, state, target) = (self.part.clone(), self.state.clone(), self.target.clone());
         let renaming = spawn_blocking(move || {
             fs::rename(part, &target)?;
-            remove_if_there(&state)?;
+            // The file is there, whatever becomes of the note beside it.
+            if let Err(error) = remove_if_there(&state) {
+                tracing::warn!(path = %state.display(), %error, "a leftover was not removed");
+            }
             sync_directory(&target)
         });
         renaming.await.unwrap_or_else(|error| Err(io::Error::other(error)))?;

@@ -123,7 +123,7 @@ impl StreamReceiver {
     /// After how long without a word from its sender a stream ends, at least 6 seconds. A sender
     /// whose source is slow says so every two seconds. Default: 30 seconds.
     pub const fn idle_timeout(mut self, timeout: Duration) -> Self {
-        self.settings.idle_timeout = timeout;
+        self.settings.idle_timeout = limits::bounded(timeout);
         self
     }
 
@@ -132,7 +132,7 @@ impl StreamReceiver {
     /// [`StreamError::ChunksMissing`](crate::StreamError::ChunksMissing). Default: 1 second, 5
     /// times.
     pub const fn gaps(mut self, timeout: Duration, rounds: u32) -> Self {
-        (self.settings.gap_timeout, self.settings.gap_rounds) = (timeout, rounds);
+        (self.settings.gap_timeout, self.settings.gap_rounds) = (limits::bounded(timeout), rounds);
         self
     }
 
@@ -209,7 +209,7 @@ fn check(settings: &Settings) -> Result<()> {
     limits::check_window("start", settings.window)?;
     limits::check_idle_timeout("start", settings.idle_timeout)?;
     let wrong = if !(1..=Semaphore::MAX_PERMITS).contains(&settings.concurrency) {
-        "a concurrency of 0 would receive nothing; it is 1 or more"
+        "a concurrency of 0 would receive nothing, and there is a largest; it is 1 or more"
     } else if settings.max_chunk_size == 0 {
         "chunks have at least one byte"
     } else if settings.gap_timeout.is_zero() {

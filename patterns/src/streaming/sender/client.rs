@@ -213,16 +213,16 @@ impl StreamSenderBuilder {
         self
     }
 
-    /// How long to wait until a receiver takes the offer. Default: 30 seconds.
+    /// How long to wait until a receiver takes the offer, at most 30 days. Default: 30 seconds.
     pub const fn accept_timeout(mut self, timeout: Duration) -> Self {
-        self.settings.accept_timeout = timeout;
+        self.settings.accept_timeout = limits::bounded(timeout);
         self
     }
 
-    /// After how long without a word from a receiver a transfer ends, at least 6 seconds. A receiver
-    /// that reads slowly says so every two seconds. Default: 30 seconds.
+    /// After how long without a word from a receiver a transfer ends, at least 6 seconds and at most
+    /// 30 days. A receiver that reads slowly says so every two seconds. Default: 30 seconds.
     pub const fn idle_timeout(mut self, timeout: Duration) -> Self {
-        self.settings.idle_timeout = timeout;
+        self.settings.idle_timeout = limits::bounded(timeout);
         self
     }
 
