@@ -120,6 +120,11 @@ async fn a_receiver_begins_by_sweeping_what_nobody_came_back_to() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_stream_that_is_sent_again_at_once_is_answered_each_time() {
+    payloads::a_stream_that_is_sent_again_at_once_is_answered_each_time(world()).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_abort_leaves_no_file() {
     files::an_abort_leaves_no_file(world()).await;
 }

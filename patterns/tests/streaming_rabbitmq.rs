@@ -103,6 +103,9 @@ const FUNCTIONS: &[(&str, Function)] = &[
     ("a_receiver_begins_by_sweeping_what_nobody_came_back_to", |world| {
         Box::pin(files::a_receiver_begins_by_sweeping_what_nobody_came_back_to(world))
     }),
+    ("a_stream_that_is_sent_again_at_once_is_answered_each_time", |world| {
+        Box::pin(payloads::a_stream_that_is_sent_again_at_once_is_answered_each_time(world))
+    }),
     ("an_abort_leaves_no_file", |world| Box::pin(files::an_abort_leaves_no_file(world))),
     ("a_receiver_that_was_restarted_goes_on_with_its_file", |world| {
         Box::pin(files::a_receiver_that_was_restarted_goes_on_with_its_file(world))

@@ -42,6 +42,23 @@ pub(crate) async fn a_payload_of_any_length_arrives_with_what_was_said_of_it(wor
     }
 }
 
+/// The receiver of the one before may be just about to forget it.
+pub(crate) async fn a_stream_that_is_sent_again_at_once_is_answered_each_time(world: World) {
+    let (sending, receiving) = (world.connect().await.transport, world.connect().await.transport);
+    let (_receiver, mut reads) = world.reader(&receiving).await;
+    tokio::spawn(async move { while reads.recv().await.is_some() {} });
+    let sender = world.sender(&sending).await;
+    let (id, body) = (sending.env().new_id(), payload(3 * CHUNK, 1));
+    for _ in 0..20 {
+        let outgoing = Outgoing::seekable(Cursor::new(body.clone())).with_id(id);
+        let before = sending.env().now();
+        let receipt = soon(sender.send(&world.service, outgoing)).await.unwrap();
+        assert_eq!(receipt.hash, ContentHash::of(&body));
+        let took = sending.env().now() - before;
+        assert!(took < Duration::from_secs(20), "it took {took:?}");
+    }
+}
+
 pub(crate) async fn many_transfers_share_one_sender_and_the_receivers_of_a_service(world: World) {
     let sending = world.connect().await.transport;
     let sender = world.sender(&sending).await;

@@ -233,10 +233,10 @@ async fn serve(shared: Arc<Shared>, offer: Delivery, place: OwnedSemaphorePermit
         // An offer that comes again is answered by what became of it.
         let (_, never) = mpsc::channel(1);
         let reopens = Some(std::mem::replace(&mut entered.reopens, never));
-        session.linger(consumer, reopens, &shared.stop).await;
+        session.linger(consumer, reopens, entered, &shared.stop).await;
     } else {
         drop(entered);
-        session.linger(consumer, None, &shared.stop).await;
+        session.linger(consumer, None, (), &shared.stop).await;
     }
 }
 

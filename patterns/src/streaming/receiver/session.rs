@@ -167,11 +167,13 @@ impl Session {
         }
     }
 
-    /// Says the outcome until the sender has heard it, or nothing is heard of the sender.
+    /// Says the outcome until the sender has heard it, or nothing is heard of the sender. While it has
+    /// its `place`, offers of the stream come to it.
     pub(super) async fn linger(
         mut self,
         mut consumer: Option<Consumer>,
         mut reopens: Option<mpsc::Receiver<Reopen>>,
+        place: impl Send,
         stop: &CancellationToken,
     ) {
         let env = self.shared.transport.env().clone();
@@ -190,6 +192,11 @@ impl Session {
                 restored = restored(&mut events) => if restored { self.repeat_outcome().await },
                 () = sleep_until(next_tick) => self.repeat_outcome().await,
             }
+        }
+        drop(place);
+        // An offer that came in this moment is answered here, the next one by a session of its own.
+        while let Some(Ok(reopen)) = reopens.as_mut().map(mpsc::Receiver::try_recv) {
+            self.reopened(reopen).await;
         }
         drop(consumer);
         self.remove_queue().await;
