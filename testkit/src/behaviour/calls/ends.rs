@@ -356,7 +356,14 @@ async fn a_nested_call_has_less_time_than_its_parent(scene: Scene) {
     let (caller, _connection) = service.client().await;
     let options = within(8 * SHORT);
     let class = caller.call_named::<_, ErrorClass>(MATH, "outer", &(), options).await;
-    assert_eq!(class.expect("the parent answers in time"), ErrorClass::DeadlineExceeded);
+    match class {
+        Ok(class) => assert_eq!(class, ErrorClass::DeadlineExceeded),
+        // It has 50 ms for its answer, which a busy machine may take away.
+        Err(error) => {
+            let late = matches!(error, RpcError::TimedOut { .. }) && scene.lateness() >= SHORT;
+            assert!(late, "the parent answers in time: {error}");
+        }
+    }
     let (outer, inner) = (logged.recv().await, logged.recv().await);
     let (outer, inner) = (outer.flatten().unwrap(), inner.flatten().unwrap());
     assert!(inner < outer, "the deadline {inner} of the nested call is before {outer}");
