@@ -21,7 +21,7 @@ pub(crate) trait World: 'static {
     fn prefix(&self) -> &str;
 
     /// Takes away what a function may have made.
-    #[cfg_attr(not(feature = "live-broker"), expect(dead_code, reason = "memory goes by itself"))]
+    #[cfg_attr(not(feature = "live-broker"), allow(dead_code, reason = "memory goes by itself"))]
     fn clear(&self) -> LocalBoxFuture<'_, ()>;
 }
 

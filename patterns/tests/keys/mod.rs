@@ -1,15 +1,13 @@
 //! What subscriptions that are ordered by key do over any broker, one function each.
-#![allow(dead_code)] // Without a live broker nothing is cleared.
 
 pub(crate) mod failures;
 pub(crate) mod losses;
 pub(crate) mod order;
 pub(crate) mod world;
 
-use futures_util::future::LocalBoxFuture;
 use world::World;
 
-pub(crate) type Function = fn(&World) -> LocalBoxFuture<'_, ()>;
+use crate::suite::Named;
 
 macro_rules! functions {
     ($($room:ident: $($name:ident),+;)+) => {
@@ -18,7 +16,7 @@ macro_rules! functions {
 }
 
 /// All of them, by their names.
-pub(crate) const FUNCTIONS: &[(&str, Function)] = functions! {
+pub(crate) const FUNCTIONS: &[Named<World>] = functions! {
     order:
         each_key_keeps_its_order,
         a_slow_key_holds_up_no_other,

@@ -6,6 +6,8 @@ use postrider_core::{Address, Envelope, ErrorKind, Message, PublisherExt, Publis
 use postrider_patterns::Subscription;
 use tokio::sync::Notify;
 
+use crate::suite::World as _;
+
 use super::world::{PARTITIONS, Seen, World, events, ledger, moved, noting, stop, until};
 
 pub(crate) async fn each_key_keeps_its_order(world: &World) {

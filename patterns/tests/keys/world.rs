@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{FutureExt, future::LocalBoxFuture};
 use postrider_core::{Env, Exchange, Queue, Topology, Transport};
 use postrider_patterns::{
     Context, Event, EventBus, HandlerError, Jitter, Naming, RetryPolicy, Running, Subscription,
@@ -14,6 +15,8 @@ use postrider_patterns::{
 use postrider_testkit::harness::{Connection, TestBroker};
 use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
+
+use crate::suite;
 
 /// How long anything may take.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
@@ -85,14 +88,42 @@ pub(crate) struct World {
     pub(crate) prefix: String,
 }
 
-impl World {
-    pub(crate) fn new(broker: Arc<dyn TestBroker>) -> Self {
+impl suite::World for World {
+    fn new(broker: Arc<dyn TestBroker>) -> Self {
         let prefix = format!("keyed-{}.", Env::system().new_id());
         let naming = Naming::default().prefixed(&prefix);
         let naming = naming.with_dead_letter_queue("{queue}.dead_letters");
         Self { broker, naming, prefix }
     }
 
+    fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    fn clear(&self) -> LocalBoxFuture<'_, ()> {
+        async {
+            let transport = self.connect().await.transport;
+            let queue = self.queue();
+            let others = (1..=64).map(|count| Exchange::fanout(format!("{queue}.of.{count}")));
+            let mut topology = Topology::new()
+                .exchange(Exchange::topic(self.naming.event_exchange()))
+                .exchange(Exchange::direct(self.naming.dead_letter_exchange()))
+                .exchange(Exchange::headers(queue.clone()))
+                .queue(Queue::durable(self.naming.dead_letter_queue(&queue)))
+                .queue(Queue::durable(queue.clone()));
+            topology.exchanges.extend(others);
+            for number in 0..PARTITIONS {
+                topology =
+                    topology.queue(Queue::durable(self.naming.partition_queue(&queue, number)));
+            }
+            transport.remove(&topology).await.unwrap();
+            transport.close(SOON).await.unwrap();
+        }
+        .boxed_local()
+    }
+}
+
+impl World {
     pub(crate) async fn connect(&self) -> Connection {
         self.broker.connect().await.unwrap()
     }
@@ -109,25 +140,6 @@ impl World {
 
     pub(crate) fn queue(&self) -> String {
         self.naming.durable_subscription_queue("ledger", "accounts")
-    }
-
-    /// Takes away what a function may have made.
-    pub(crate) async fn clear(&self) {
-        let transport = self.connect().await.transport;
-        let queue = self.queue();
-        let others = (1..=64).map(|count| Exchange::fanout(format!("{queue}.of.{count}")));
-        let mut topology = Topology::new()
-            .exchange(Exchange::topic(self.naming.event_exchange()))
-            .exchange(Exchange::direct(self.naming.dead_letter_exchange()))
-            .exchange(Exchange::headers(queue.clone()))
-            .queue(Queue::durable(self.naming.dead_letter_queue(&queue)))
-            .queue(Queue::durable(queue.clone()));
-        topology.exchanges.extend(others);
-        for number in 0..PARTITIONS {
-            topology = topology.queue(Queue::durable(self.naming.partition_queue(&queue, number)));
-        }
-        transport.remove(&topology).await.unwrap();
-        transport.close(SOON).await.unwrap();
     }
 }
 

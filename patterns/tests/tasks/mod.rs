@@ -1,7 +1,5 @@
 //! What tracked tasks do over any broker, one function each; the target says which broker it is.
 
-#![allow(dead_code)] // What cleans up is for live brokers.
-
 pub(crate) mod calling_off;
 pub(crate) mod handles;
 pub(crate) mod keys;
@@ -10,19 +8,18 @@ pub(crate) mod sharing;
 pub(crate) mod times;
 pub(crate) mod world;
 
-use futures_util::future::LocalBoxFuture;
 use world::World;
 
-pub(crate) type Function = fn(World) -> LocalBoxFuture<'static, ()>;
+use crate::suite::Named;
 
 macro_rules! functions {
     ($($room:ident: $($name:ident),+;)+) => {
-        &[$($((stringify!($name), |world| Box::pin($room::$name(world))),)+)+]
+        &[$($((stringify!($name), |world| Box::pin($room::$name(world.clone()))),)+)+]
     };
 }
 
 /// All of them, by their names.
-pub(crate) const FUNCTIONS: &[(&str, Function)] = functions! {
+pub(crate) const FUNCTIONS: &[Named<World>] = functions! {
     handles:
         a_task_tells_its_progress_and_gives_its_result,
         a_plain_task_is_tracked_too,

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::{FutureExt, future::LocalBoxFuture};
 use postrider_core::{Env, Exchange, Queue, Topology, Transport};
 use postrider_patterns::{
     DeadLetters, Jitter, MessageId, Naming, RetryPolicy, RunStats, Running, SubmitOptions, Task,
@@ -10,6 +11,8 @@ use postrider_patterns::{
 use postrider_testkit::harness::{Connection, TestBroker};
 use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
+
+use crate::suite;
 
 /// How long anything may take.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
@@ -44,14 +47,35 @@ pub(crate) struct World {
     pub(crate) prefix: String,
 }
 
-impl World {
-    pub(crate) fn new(broker: Arc<dyn TestBroker>) -> Self {
+impl suite::World for World {
+    fn new(broker: Arc<dyn TestBroker>) -> Self {
         let prefix = format!("tasks-{}.", Env::system().new_id());
         let naming =
             Naming::default().prefixed(&prefix).with_dead_letter_queue("{queue}.dead_letters");
         Self { broker, naming, prefix }
     }
 
+    fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    fn clear(&self) -> LocalBoxFuture<'_, ()> {
+        async {
+            let transport = self.transport().await;
+            let dead = self.naming.dead_letter_queue(&self.queue());
+            let topology = Topology::new()
+                .exchange(Exchange::direct(self.naming.dead_letter_exchange()))
+                .exchange(Exchange::fanout(self.naming.task_exchange(Job::QUEUE)))
+                .queue(Queue::durable(self.queue()))
+                .queue(Queue::durable(dead));
+            transport.remove(&topology).await.unwrap();
+            transport.close(SOON).await.unwrap();
+        }
+        .boxed_local()
+    }
+}
+
+impl World {
     pub(crate) async fn connect(&self) -> Connection {
         self.broker.connect().await.unwrap()
     }
@@ -101,17 +125,6 @@ impl World {
             }
         });
         assert!(going.await.is_ok(), "a queue of reports stays");
-    }
-
-    /// Takes away what a function may have made.
-    pub(crate) async fn clear(&self, transport: &Arc<dyn Transport>) {
-        let dead = self.naming.dead_letter_queue(&self.queue());
-        let topology = Topology::new()
-            .exchange(Exchange::direct(self.naming.dead_letter_exchange()))
-            .exchange(Exchange::fanout(self.naming.task_exchange(Job::QUEUE)))
-            .queue(Queue::durable(self.queue()))
-            .queue(Queue::durable(dead));
-        transport.remove(&topology).await.unwrap();
     }
 }
 
