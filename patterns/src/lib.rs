@@ -109,8 +109,8 @@ pub use rpc::{
     ServiceDescription, StreamOptions,
 };
 pub use service::{
-    PartHealth, PartReport, PartState, RunningService, Service, ServiceHealth, ServiceMonitor,
-    ServiceReport,
+    PartHealth, PartPlan, PartReport, PartState, RunningService, Service, ServiceHealth,
+    ServiceMonitor, ServicePhase, ServicePlan, ServiceReport,
 };
 pub use streaming::{
     ContentHash, Incoming, Outgoing, Progress, Receipt, Saved, StreamError, StreamReceiver,

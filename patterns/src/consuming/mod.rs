@@ -36,11 +36,14 @@
 mod counters;
 mod lanes;
 mod ordered;
+mod outline;
 mod runner;
 mod running;
 
 pub(crate) use counters::{Count, Counters};
 pub use counters::{Outcome, RunStats};
+pub(crate) use ordered::LONGEST_BLOCK;
+pub(crate) use outline::Outline;
 pub(crate) use runner::{Disposition, Process, Runner, Settings, catch_panic};
 pub(crate) use running::{Gauge, State};
 pub use running::{Running, StopReport};

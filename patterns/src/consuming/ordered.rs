@@ -33,7 +33,7 @@ use super::{
 
 /// How long one event may keep its key waiting between its tries, in all. After that the tries
 /// that are left come without a pause.
-const LONGEST_BLOCK: Duration = Duration::from_secs(15 * 60);
+pub(crate) const LONGEST_BLOCK: Duration = Duration::from_secs(15 * 60);
 
 /// How long nothing must come before a stop takes it that nothing is on its way any more.
 const QUIET: Duration = Duration::from_millis(50);

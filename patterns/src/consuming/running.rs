@@ -141,11 +141,23 @@ impl Running {
     /// [`still_running`](StopReport::still_running).
     ///
     /// When the future is dropped, it is as if the deadline had come.
-    pub async fn stop(mut self, deadline: Duration) -> StopReport {
+    pub async fn stop(self, deadline: Duration) -> StopReport {
+        self.stop_or(deadline, &CancellationToken::new()).await
+    }
+
+    /// As [`stop`](Self::stop); when `hurry` is cancelled, it is as if the deadline had come.
+    pub(crate) async fn stop_or(
+        mut self,
+        deadline: Duration,
+        hurry: &CancellationToken,
+    ) -> StopReport {
         let before = self.stats();
         self.stop.cancel();
         if let Some(mut task) = self.task.take()
-            && timeout(deadline, &mut task).await.is_err()
+            && !matches!(
+                hurry.run_until_cancelled(timeout(deadline, &mut task)).await,
+                Some(Ok(_ended))
+            )
         {
             self.kill.cancel();
             // Handlers end at their next await, if they come to one.

@@ -1,29 +1,29 @@
-use std::{borrow::Cow, future, sync::Arc};
+use std::{future, sync::Arc};
 
 use postrider_core::{
-    Address, Binding, Envelope, Error, ErrorKind, Exchange, Message, Publisher, PublisherOptions,
-    Queue, Result, Topology, Transport,
+    Address, Capabilities, Envelope, Exchange, Message, Publisher, PublisherOptions, Result,
+    Topology, Transport,
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Event, EventSet, EventVariant, Subscription,
     gap::{self, GapHandler},
-    partitions::{self, Partitions},
+    partitions,
+    place::{self, Place},
     subscriber::Subscriber,
-    subscription::Kind,
     wire::{self, EventBody, Metadata},
 };
 use crate::{
     codec::{Codec, Limits},
-    consuming::{Counters, Runner, Running},
+    consuming::{Counters, Outline, Runner, Running},
     error::PublishError,
     handler::Context,
     headers,
     middleware::{PublisherMiddleware, around_publisher},
     naming::Naming,
     publishing::{MessageId, publish_each, stored_or_unwanted},
-    resilience::{By, Keeper, Retrying, dead_letter_route, dead_letter_topology},
+    resilience::{By, Keeper, Retrying},
     wire_time,
 };
 
@@ -154,15 +154,12 @@ impl EventBus {
         Ok(ids)
     }
 
-    /// The queue of a durable subscription, and what people call one.
-    pub(crate) fn queue_of(&self, subscription: &Subscription) -> (Option<String>, String) {
-        match &subscription.kind {
-            Kind::Durable { service, name } => {
-                let queue = self.inner.naming.durable_subscription_queue(service, name);
-                (Some(queue), format!("{service}.{name}"))
-            }
-            Kind::Ephemeral { name } => (None, name.clone()),
-        }
+    pub(crate) fn outline(
+        &self,
+        subscription: &Subscription,
+        capabilities: &Capabilities,
+    ) -> Result<Outline> {
+        place::outline(subscription, &self.inner.naming, capabilities)
     }
 
     /// Declares what a subscription needs and begins to handle its events.
@@ -227,48 +224,13 @@ impl Inner {
     }
 
     async fn subscribe(&self, subscription: Subscription) -> Result<Running> {
-        check(&subscription)?;
+        place::check(&subscription, self.transport.capabilities())?;
         let env = self.transport.env();
-        let (queue, parked_as, by) = match &subscription.kind {
-            Kind::Durable { service, name } => {
-                let capabilities = self.transport.capabilities();
-                subscription.retry.check(subscription.delivery_limit, capabilities)?;
-                let queue = self.naming.durable_subscription_queue(service, name);
-                (queue.clone(), queue, By::Broker)
-            }
-            Kind::Ephemeral { name } => {
-                subscription.retry.check_alone()?;
-                let id = env.new_id().to_string();
-                let queue = self.naming.ephemeral_subscription_queue(name, &id);
-                (queue, name.clone(), By::Process)
-            }
-        };
-        let declared = match by {
-            By::Broker => Queue::durable(queue.clone())
-                .with_delivery_limit(subscription.delivery_limit)
-                .with_dead_letter(dead_letter_route(&self.naming, &parked_as)),
-            By::Process => Queue::exclusive(queue.clone()).auto_delete(),
-        };
-        let parts = subscription.partitions.map(|n| Partitions::new(&self.naming, &queue, n));
-        let parts = parts.transpose()?;
-        let keys = subscription.handlers.iter().map(|handler| handler.key.as_str());
-        let mut topology = dead_letter_topology(&self.naming, &parked_as);
-        if let Some(parts) = &parts {
-            parts.check(&*self.transport).await?;
-            let queue = |name| {
-                let mut queue = declared.clone();
-                queue.name = Cow::Owned(name);
-                queue
-            };
-            topology = topology.and(parts.topology(keys, queue));
-        } else {
-            topology = topology.exchange(Exchange::topic(self.exchange.clone())).queue(declared);
-            for key in keys {
-                let binding = Binding::queue(self.exchange.clone(), queue.clone(), key.to_owned());
-                if !topology.bindings.contains(&binding) {
-                    topology = topology.bind(binding);
-                }
-            }
+        let place = Place::of(&subscription, &self.naming, || env.new_id().to_string())?;
+        let topology = place.topology(&subscription, &self.naming);
+        let Place { queue, parked_as, by, partitions } = place;
+        if let Some(partitions) = &partitions {
+            partitions.check(&*self.transport).await?;
         }
         // Before there is anything to lose.
         let events = (by == By::Process).then(|| self.transport.events());
@@ -308,10 +270,12 @@ impl Inner {
                 _gaps: gaps,
             },
         };
-        let Some(parts) = parts else { return runner.start(&self.transport, &queue).await };
+        let Some(partitions) = partitions else {
+            return runner.start(&self.transport, &queue).await;
+        };
         runner.settings.check()?;
         let losses = self.transport.events();
-        let consumer = parts.consumer(&*self.transport, runner.settings).await?;
+        let consumer = partitions.consumer(&*self.transport, runner.settings).await?;
         let limits = runner.process.limits;
         let key = move |envelope: &_| partitions::key_of(envelope, limits);
         Ok(runner.run_in_order(consumer, losses, key, &queue))
@@ -328,30 +292,6 @@ fn logged(subscription: String) -> GapHandler {
         );
         Box::pin(future::ready(Ok(())))
     })
-}
-
-fn check(subscription: &Subscription) -> Result<()> {
-    let refuse = |message: String| {
-        let error = Error::new(ErrorKind::Invalid, "subscribe", message);
-        Err(error.with_context("subscription", format!("{subscription:?}")))
-    };
-    if subscription.handlers.is_empty() {
-        return refuse("a subscription without handlers would only collect events".to_owned());
-    }
-    if subscription.on_gap.is_some() && matches!(subscription.kind, Kind::Durable { .. }) {
-        return refuse("a durable subscription has no gaps to tell of".to_owned());
-    }
-    if matches!(&subscription.kind, Kind::Durable { service, .. } if service.contains('.')) {
-        let why = "the name of a service has no dot: its queues could be those of another one";
-        return refuse(why.to_owned());
-    }
-    if subscription.partitions.is_some() && matches!(subscription.kind, Kind::Ephemeral { .. }) {
-        return refuse("only a durable subscription can be ordered by key".to_owned());
-    }
-    match subscription.handlers.iter().find(|one| !one.is_sound()) {
-        Some(odd) => refuse(format!("the event type '{}' is a pattern; use on_pattern", odd.key)),
-        None => Ok(()),
-    }
 }
 
 /// Sets up an [`EventBus`].

@@ -48,6 +48,7 @@ mod event;
 mod gap;
 mod partitions;
 mod pattern;
+mod place;
 mod set;
 mod subscriber;
 mod subscription;

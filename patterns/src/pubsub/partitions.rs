@@ -55,6 +55,10 @@ impl Partitions {
         Ok(Self { events: naming.event_exchange(), name: name.to_owned(), queues })
     }
 
+    pub(super) fn queues(&self) -> &[String] {
+        &self.queues
+    }
+
     /// Refuses to stand beside a queue of the subscription from before it was ordered: it would go
     /// on to collect every event, and nobody would take them.
     pub(super) async fn check(&self, transport: &dyn Transport) -> Result<()> {

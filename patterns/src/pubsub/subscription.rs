@@ -243,8 +243,12 @@ impl Subscription {
         self
     }
 
-    pub(crate) const fn settings(&self) -> Settings {
-        self.settings
+    /// What people call it.
+    pub(crate) fn name(&self) -> String {
+        match &self.kind {
+            Kind::Durable { service, name } => format!("{service}.{name}"),
+            Kind::Ephemeral { name } => name.clone(),
+        }
     }
 
     /// When failed events are tried again. Default: [`RetryPolicy::default`].

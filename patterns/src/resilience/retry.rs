@@ -221,6 +221,16 @@ impl RetryPolicy {
             .map_or(self.max_delay, |delay| delay.min(self.max_delay))
     }
 
+    /// How long a message waits between all of its tries at most, jitter at its worst.
+    pub(crate) fn longest_wait(&self) -> Duration {
+        // Nobody counts further; a loop over all of them could be long.
+        const COUNTED: u32 = 1_000;
+        let tries = self.classes.values().map(|tries| tries.delayed);
+        let delayed = tries.fold(self.delayed, u32::max);
+        let rest = self.backoff(COUNTED).saturating_mul(delayed.saturating_sub(COUNTED));
+        (0..delayed.min(COUNTED)).fold(rest, |sum, step| sum.saturating_add(self.backoff(step)))
+    }
+
     /// Refuses a policy that makes no sense.
     pub(crate) fn check_alone(&self) -> Result<()> {
         if self.factor.is_finite() && self.factor >= 1.0 {

@@ -1,6 +1,8 @@
 use std::{fmt, sync::Arc, time::Duration};
 
-use postrider_core::{Error, ErrorKind, Message, PublisherOptions, Result, Transport};
+use postrider_core::{
+    Capabilities, Error, ErrorKind, Message, PublisherOptions, Result, Transport,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -13,7 +15,7 @@ use super::{
     intake::Intake,
     table::Route,
 };
-use crate::{handler::HandlerError, headers, resilience::By};
+use crate::{consuming::Outline, handler::HandlerError, headers, resilience::By};
 
 type Combine = Arc<dyn Fn(&Group) -> Result<Message, HandlerError> + Send + Sync>;
 type Ready = Arc<dyn Fn(&[Arc<Inbound>]) -> bool + Send + Sync>;
@@ -186,18 +188,18 @@ impl Aggregator {
         self
     }
 
-    /// Declares the queue and its dead-letter queue, and begins to aggregate. Where messages go is
-    /// not declared.
-    ///
-    /// Cancellation safe: when the future is dropped, nothing is aggregated, and what was declared
-    /// stays.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::Invalid`] for bounds, a timeout or a completion of 0, for a count above the parts
-    /// that are held, for [`Completion::Parts`] by anything but the parent, and for a route that no
-    /// broker has, and what [`Worker::start`](crate::Worker::start) fails with.
-    pub async fn start(mut self, transport: &Arc<dyn Transport>) -> Result<Flow> {
+    pub(crate) const fn intake(&self) -> &Intake {
+        &self.intake
+    }
+
+    pub(crate) fn outline(&self, capabilities: &Capabilities) -> Result<Outline> {
+        let intake = self.checked(capabilities)?;
+        let held = self.timeout.saturating_add(intake.retry.longest_wait());
+        Ok(intake.outline(true).held(held))
+    }
+
+    /// Refuses what cannot be carried out, and says how it takes its messages.
+    fn checked(&self, capabilities: &Capabilities) -> Result<Intake> {
         // One more than is held, so that there is one for which room is made.
         let places = u16::try_from(self.bounds.parts).ok().and_then(|parts| parts.checked_add(1));
         let bounds = self.bounds;
@@ -223,9 +225,26 @@ impl Aggregator {
             let why = "a group that ends at once has no second part";
             return Err(Error::new(ErrorKind::Invalid, "start", why));
         }
-        self.intake = self.intake.concurrency(places.into()).prefetch(places);
-        self.intake.check(transport)?;
+        let intake = self.intake.clone().concurrency(places.into()).prefetch(places);
+        intake.check(capabilities)?;
         self.to.check()?;
+        Ok(intake)
+    }
+
+    /// Declares the queue and its dead-letter queue, and begins to aggregate. Where messages go is
+    /// not declared.
+    ///
+    /// Cancellation safe: when the future is dropped, nothing is aggregated, and what was declared
+    /// stays.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Invalid`] for bounds, a timeout or a completion of 0, for a count above the parts
+    /// that are held, for [`Completion::Parts`] by anything but the parent, and for a route that no
+    /// broker has, and what [`Worker::start`](crate::Worker::start) fails with.
+    pub async fn start(mut self, transport: &Arc<dyn Transport>) -> Result<Flow> {
+        self.intake = self.checked(transport.capabilities())?;
+        let bounds = self.bounds;
         let publisher = transport.publisher(PublisherOptions::default()).await?;
         let counters = Arc::new(FlowCounters::default());
         let intake = self.intake.clone();

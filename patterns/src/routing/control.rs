@@ -123,6 +123,11 @@ impl TableStore for InMemoryTables {
     }
 }
 
+/// The server by which a table is changed, without its methods.
+pub(super) fn server(service: &str, naming: &Naming) -> RpcServer {
+    RpcServer::new(service).naming(naming.clone())
+}
+
 /// The one who changes a table.
 #[derive(Debug)]
 pub(super) struct Control {
@@ -156,13 +161,12 @@ impl Control {
     pub(super) async fn start(
         self,
         transport: &Arc<dyn Transport>,
-        naming: Naming,
+        naming: &Naming,
     ) -> postrider_core::Result<Running> {
-        let service = self.service.clone();
+        let server = server(&self.service, naming);
         let listing = self.table.subscribe();
         let changing = Arc::new(self);
-        RpcServer::new(service)
-            .naming(naming)
+        server
             .method(move |request: ChangeRules, _context| {
                 let control = Arc::clone(&changing);
                 async move { control.change(request).await }

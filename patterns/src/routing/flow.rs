@@ -10,6 +10,7 @@ use std::{
 use futures_util::future::{join_all, select_all};
 use postrider_core::Env;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::{table::RoutingTable, tap::Tap};
 use crate::consuming::{Gauge, RunStats, Running, StopReport};
@@ -129,12 +130,18 @@ impl Flow {
     ///
     /// When the future is dropped, it is as if the deadline had come.
     pub async fn stop(self, deadline: Duration) -> StopReport {
+        self.stop_or(deadline, &CancellationToken::new()).await
+    }
+
+    /// As [`stop`](Self::stop); when `hurry` is cancelled, it is as if the deadline had come.
+    pub(crate) async fn stop_or(self, deadline: Duration, hurry: &CancellationToken) -> StopReport {
         let until = self.env.deadline(deadline);
         let Self { running, control, tap, .. } = self;
-        let stops = running.into_iter().chain(control).map(|running| running.stop(deadline));
+        let stops =
+            running.into_iter().chain(control).map(|running| running.stop_or(deadline, hurry));
         let reports = join_all(stops).await;
         if let Some(tap) = tap {
-            tap.stop(until).await;
+            let _rest = hurry.run_until_cancelled(tap.stop(until)).await;
         }
         reports.into_iter().fold(StopReport::default(), StopReport::plus)
     }

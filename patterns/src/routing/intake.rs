@@ -1,10 +1,12 @@
 use std::sync::Arc;
 
-use postrider_core::{Error, ErrorKind, Publisher, Queue, Result, Topology, Transport};
+use postrider_core::{
+    Capabilities, Error, ErrorKind, Publisher, Queue, Result, Topology, Transport,
+};
 
 use crate::{
     codec::Limits,
-    consuming::{Counters, Process, Runner, Running, Settings},
+    consuming::{Counters, Outline, Process, Runner, Running, Settings},
     naming::Naming,
     resilience::{By, Keeper, RetryPolicy, Retrying, dead_letter_route, dead_letter_topology},
 };
@@ -73,10 +75,6 @@ impl Intake {
         &self.queues
     }
 
-    pub(crate) const fn settings(&self) -> Settings {
-        self.settings
-    }
-
     /// How many messages of each queue are in hand at once. Default: 16; of an aggregator, as many
     /// as it may [hold](super::Aggregator::max_parts).
     pub fn concurrency(mut self, messages: usize) -> Self {
@@ -128,9 +126,9 @@ impl Intake {
     }
 
     /// Refuses what cannot be carried out.
-    pub(super) fn check(&self, transport: &Arc<dyn Transport>) -> Result<()> {
+    pub(super) fn check(&self, capabilities: &Capabilities) -> Result<()> {
         self.settings.check()?;
-        self.retry.check(self.delivery_limit, transport.capabilities())?;
+        self.retry.check(self.delivery_limit, capabilities)?;
         let mut names = self.queues.clone();
         names.sort_unstable();
         names.dedup();
@@ -142,15 +140,9 @@ impl Intake {
         Ok(())
     }
 
-    /// Declares the queues and begins to consume them.
-    pub(super) async fn start<P: Process>(
-        self,
-        transport: &Arc<dyn Transport>,
-        publisher: &Arc<dyn Publisher>,
-        process: P,
-        single: bool,
-    ) -> Result<Vec<Running>> {
-        let topology = self.queues.iter().fold(Topology::new(), |topology, name| {
+    /// What is declared; `single` is for those of which one at a time takes.
+    fn topology(&self, single: bool) -> Topology {
+        self.queues.iter().fold(Topology::new(), |topology, name| {
             let topology = topology.and(dead_letter_topology(&self.naming, name));
             if self.declared {
                 return topology;
@@ -159,8 +151,23 @@ impl Intake {
                 .with_delivery_limit(self.delivery_limit)
                 .with_dead_letter(dead_letter_route(&self.naming, name));
             topology.queue(if single { queue.single_active_consumer() } else { queue })
-        });
-        transport.declare(&topology).await?;
+        })
+    }
+
+    pub(super) fn outline(&self, single: bool) -> Outline {
+        let outline = Outline::new(self.topology(single), self.queues.clone(), self.settings);
+        outline.with_retry(&self.retry)
+    }
+
+    /// Declares the queues and begins to consume them.
+    pub(super) async fn start<P: Process>(
+        self,
+        transport: &Arc<dyn Transport>,
+        publisher: &Arc<dyn Publisher>,
+        process: P,
+        single: bool,
+    ) -> Result<Vec<Running>> {
+        transport.declare(&self.topology(single)).await?;
         let process = Arc::new(process);
         let mut running = Vec::new();
         for name in &self.queues {

@@ -1,14 +1,15 @@
 use std::{fmt, sync::Arc};
 
 use postrider_core::{
-    Address, DeliveryInfo, Envelope, Error, ErrorKind, PublisherOptions, Result, Transport,
+    Address, Capabilities, DeliveryInfo, Envelope, Error, ErrorKind, PublisherOptions, Result,
+    Transport,
 };
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     condition::Condition,
-    control::{Control, TableStore},
+    control::{self, Control, TableStore},
     copies::Copies,
     flow::{Flow, FlowCounters},
     inbound::Inbound,
@@ -18,7 +19,7 @@ use super::{
 };
 use crate::{
     codec::Limits,
-    consuming::{Disposition, Process, catch_panic},
+    consuming::{Disposition, Outline, Process, catch_panic},
     handler::HandlerError,
     naming::Naming,
     resilience::{By, Retrying},
@@ -138,6 +139,17 @@ impl Router {
         &self.intake
     }
 
+    pub(crate) fn outline(&self, capabilities: &Capabilities) -> Result<Outline> {
+        self.check(capabilities)?;
+        let mut outline = self.intake.outline(false);
+        if let Some(service) = &self.service {
+            let server = control::server(service, &self.intake.naming);
+            outline.topology = outline.topology.and(server.topology(Outline::ID));
+            outline.queues.push(server.describe().queue);
+        }
+        Ok(outline)
+    }
+
     /// Declares the queues and their dead-letter queues, and begins to route. Where messages go is
     /// not declared.
     ///
@@ -151,7 +163,7 @@ impl Router {
     /// controlled and computes its recipients, or has a store and is not controlled; what the store
     /// fails with; and what [`Worker::start`](crate::Worker::start) fails with.
     pub async fn start(self, transport: &Arc<dyn Transport>) -> Result<Flow> {
-        self.check(transport)?;
+        self.check(transport.capabilities())?;
         let Self { intake, table, recipients, tap, service, store } = self;
         let table = match (&store, &service) {
             (Some(store), Some(service)) => stored(&**store, service).await?.unwrap_or(table),
@@ -188,7 +200,7 @@ impl Router {
             Some(service) => {
                 let turn = AsyncMutex::default();
                 let control = Control { service, store, table: changes, turn };
-                Some(control.start(transport, naming).await?)
+                Some(control.start(transport, &naming).await?)
             }
             None => None,
         };
@@ -196,8 +208,8 @@ impl Router {
         Ok(Flow { running, control, counters, table, tap, env: transport.env().clone() })
     }
 
-    fn check(&self, transport: &Arc<dyn Transport>) -> Result<()> {
-        self.intake.check(transport)?;
+    fn check(&self, capabilities: &Capabilities) -> Result<()> {
+        self.intake.check(capabilities)?;
         self.table.check()?;
         if let Some(address) = &self.tap {
             address.check("start")?;

@@ -1,6 +1,8 @@
 use std::{fmt, sync::Arc};
 
-use postrider_core::{DeliveryInfo, Envelope, Message, PublisherOptions, Result, Transport};
+use postrider_core::{
+    Capabilities, DeliveryInfo, Envelope, Message, PublisherOptions, Result, Transport,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -13,7 +15,7 @@ use super::{
     table::Route,
 };
 use crate::{
-    consuming::{Disposition, Process, catch_panic},
+    consuming::{Disposition, Outline, Process, catch_panic},
     handler::{HandlerError, codes},
     headers,
     resilience::{By, Retrying},
@@ -88,6 +90,20 @@ impl Splitter {
         self
     }
 
+    pub(crate) const fn intake(&self) -> &Intake {
+        &self.intake
+    }
+
+    pub(crate) fn outline(&self, capabilities: &Capabilities) -> Result<Outline> {
+        self.check(capabilities)?;
+        Ok(self.intake.outline(false))
+    }
+
+    fn check(&self, capabilities: &Capabilities) -> Result<()> {
+        self.intake.check(capabilities)?;
+        self.to.check()
+    }
+
     /// Declares the queue and its dead-letter queue, and begins to split. Where parts go is not
     /// declared.
     ///
@@ -99,9 +115,8 @@ impl Splitter {
     /// [`ErrorKind::Invalid`](postrider_core::ErrorKind::Invalid) for a route that no broker has,
     /// and what [`Worker::start`](crate::Worker::start) fails with.
     pub async fn start(self, transport: &Arc<dyn Transport>) -> Result<Flow> {
+        self.check(transport.capabilities())?;
         let Self { intake, split, to, max_parts } = self;
-        intake.check(transport)?;
-        to.check()?;
         let publisher = transport.publisher(PublisherOptions::default()).await?;
         let counters = Arc::new(FlowCounters::default());
         let process = Splitting {

@@ -6,8 +6,9 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use postrider_core::{ConnectionState, Error, Transport};
-use tokio::time::sleep;
+use tokio::{sync::watch, time::sleep};
 
 use super::running::Hosted;
 use crate::consuming::{Gauge, RunStats, State};
@@ -19,19 +20,36 @@ const LOOKS: u32 = 5;
 /// How a service fares. Cloning shares it.
 #[derive(Debug, Clone)]
 pub struct ServiceMonitor {
+    service: Arc<str>,
     transport: Arc<dyn Transport>,
     watched: Arc<[Watched]>,
+    phase: Arc<watch::Sender<ServicePhase>>,
 }
 
 /// The health of a service at one moment.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ServiceHealth {
+    /// How far it is in its life.
+    pub phase: ServicePhase,
     /// How its connection stands.
     pub connection: ConnectionState,
     /// Its consume loops, in the order in which the parts were added; a part on several queues has
     /// one for each.
     pub parts: Vec<PartHealth>,
+}
+
+/// How far a service is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum ServicePhase {
+    /// It takes messages.
+    #[default]
+    Running,
+    /// It takes no more and finishes what it has in hand.
+    Draining,
+    /// It has ended.
+    Stopped,
 }
 
 /// The health of one consume loop.
@@ -63,17 +81,25 @@ pub enum PartState {
 }
 
 impl ServiceHealth {
-    /// Whether all parts consume. When not, only a restart helps. A lost connection restores itself
-    /// and does not count here.
+    /// Whether all parts consume, or it drains, which has a deadline. When not, only a restart helps.
+    /// A lost connection restores itself and does not count here.
     #[must_use]
     pub fn is_live(&self) -> bool {
-        self.parts.iter().all(|part| matches!(part.state, PartState::Consuming))
+        match self.phase {
+            ServicePhase::Running => {
+                self.parts.iter().all(|part| matches!(part.state, PartState::Consuming))
+            }
+            ServicePhase::Draining => true,
+            ServicePhase::Stopped => false,
+        }
     }
 
     /// Whether all parts consume over a connection that is open and not blocked.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.is_live() && self.connection == ConnectionState::Connected
+        self.phase == ServicePhase::Running
+            && self.is_live()
+            && self.connection == ConnectionState::Connected
     }
 }
 
@@ -88,20 +114,65 @@ struct Watched {
 }
 
 impl ServiceMonitor {
-    pub(super) fn new(transport: &Arc<dyn Transport>, hosted: &[Hosted]) -> Self {
-        let watched = hosted.iter().flat_map(|part| {
-            part.started.gauges().into_iter().map(|gauge| Watched::new(&part.name, gauge))
+    pub(super) fn new(service: &str, transport: &Arc<dyn Transport>, hosted: &[Hosted]) -> Self {
+        let watched = hosted.iter().flat_map(|Hosted { plan, started }| {
+            started.gauges().into_iter().map(|mut gauge| {
+                if plan.stands_by(&gauge.queue) {
+                    // Another instance may be the one that takes: nothing comes by design.
+                    gauge.places = None;
+                }
+                Watched::new(&plan.part, gauge)
+            })
         });
-        Self { transport: Arc::clone(transport), watched: watched.collect() }
+        Self {
+            service: service.into(),
+            transport: Arc::clone(transport),
+            watched: watched.collect(),
+            phase: Arc::default(),
+        }
+    }
+
+    /// The name of the service.
+    #[must_use]
+    pub fn service(&self) -> &str {
+        &self.service
+    }
+
+    /// What sets the phase.
+    pub(super) fn life(&self) -> Life {
+        Life(Arc::clone(&self.phase))
+    }
+
+    /// Waits until no part consumes any more, and says which ended for an error, and for which.
+    pub(super) async fn all_ended(&self) -> Option<(String, Arc<Error>)> {
+        let ends = join_all(self.watched.iter().map(Watched::ended)).await;
+        ends.into_iter().flatten().next()
     }
 
     /// How it fares now. It asks nobody and is cheap.
     #[must_use]
     pub fn health(&self) -> ServiceHealth {
         ServiceHealth {
+            phase: *self.phase.borrow(),
             connection: self.transport.health().state,
             parts: self.watched.iter().map(Watched::health).collect(),
         }
+    }
+}
+
+/// The life of a service, which ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct Life(Arc<watch::Sender<ServicePhase>>);
+
+impl Life {
+    pub(super) fn drains(&self) {
+        self.0.send_replace(ServicePhase::Draining);
+    }
+}
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        self.0.send_replace(ServicePhase::Stopped);
     }
 }
 
@@ -125,6 +196,14 @@ pub(super) async fn watch(monitor: ServiceMonitor, stalled_after: Duration) {
 impl Watched {
     fn new(part: &str, gauge: Gauge) -> Self {
         Self { part: part.to_owned(), gauge, taken: AtomicU64::new(0), starved: AtomicU32::new(0) }
+    }
+
+    async fn ended(&self) -> Option<(String, Arc<Error>)> {
+        let mut state = self.gauge.state.clone();
+        match state.wait_for(|state| matches!(state, State::Ended(_))).await.as_deref() {
+            Ok(State::Ended(Some(error))) => Some((self.part.clone(), Arc::clone(error))),
+            _ => None,
+        }
     }
 
     /// Whether it has room and took nothing since the last look.

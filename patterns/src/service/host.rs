@@ -1,16 +1,21 @@
-use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use postrider_core::{Error, ErrorKind, Result, Transport};
 
+use tokio_util::sync::CancellationToken;
+
+#[cfg(feature = "admin")]
+use super::admin;
 use super::{
+    check,
     health::{self, ServiceMonitor},
-    part::{Part, Started},
+    part::Part,
+    plan::{PartPlan, ServicePlan},
     running::{Hosted, RunningService, stop_all},
 };
 use crate::{
-    consuming::Settings,
     pubsub::{EventBus, Subscription},
-    routing::Router,
+    routing::{Aggregator, Router, Splitter},
     rpc::RpcServer,
     streaming::StreamReceiver,
     work_queue::Worker,
@@ -24,10 +29,12 @@ const CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 pub struct Service {
     name: String,
     transport: Arc<dyn Transport>,
-    parts: Vec<Part>,
+    parts: Vec<Box<dyn Part>>,
     stop_deadline: Duration,
     stalled_after: Duration,
     consumer_timeout: Duration,
+    #[cfg(feature = "admin")]
+    admin: Option<std::net::SocketAddr>,
 }
 
 impl Service {
@@ -40,77 +47,48 @@ impl Service {
             stop_deadline: Duration::from_secs(30),
             stalled_after: Duration::from_secs(60),
             consumer_timeout: CONSUMER_TIMEOUT,
+            #[cfg(feature = "admin")]
+            admin: None,
         }
     }
 
     /// Adds a subscription, called `subscription` and its name.
-    pub fn subscription(mut self, bus: &EventBus, subscription: Subscription) -> Self {
-        let (queue, name) = bus.queue_of(&subscription);
-        let (bus, settings) = (bus.clone(), subscription.settings());
-        self.parts.push(Part {
-            name: format!("subscription {name}"),
-            queues: queue.into_iter().collect(),
-            settings: Some(settings),
-            start: Box::new(move |_transport| {
-                Box::pin(async move { Ok(Started::One(bus.subscribe(subscription).await?)) })
-            }),
-        });
-        self
+    pub fn subscription(self, bus: &EventBus, subscription: Subscription) -> Self {
+        self.add((bus.clone(), subscription))
     }
 
     /// Adds a worker, called `worker` and its queue.
-    pub fn worker(mut self, worker: Worker) -> Self {
-        let queue = worker.queue_name();
-        self.parts.push(Part {
-            name: format!("worker {queue}"),
-            queues: vec![queue],
-            settings: Some(worker.settings()),
-            start: Box::new(move |transport| {
-                Box::pin(async move { Ok(Started::One(worker.start(&transport).await?)) })
-            }),
-        });
-        self
+    pub fn worker(self, worker: Worker) -> Self {
+        self.add(worker)
     }
 
     /// Adds an RPC server, called `rpc` and its service.
-    pub fn rpc(mut self, server: RpcServer) -> Self {
-        let described = server.describe();
-        self.parts.push(Part {
-            name: format!("rpc {}", described.service),
-            queues: vec![described.queue],
-            settings: Some(server.settings()),
-            start: Box::new(move |transport| {
-                Box::pin(async move { Ok(Started::One(server.start(&transport).await?)) })
-            }),
-        });
-        self
+    pub fn rpc(self, server: RpcServer) -> Self {
+        self.add(server)
     }
 
     /// Adds a router, called `router` and its queues.
-    pub fn router(mut self, router: Router) -> Self {
-        let queues = router.intake().queue_names().to_vec();
-        self.parts.push(Part {
-            name: format!("router {}", queues.join(", ")),
-            queues,
-            settings: Some(router.intake().settings()),
-            start: Box::new(move |transport| {
-                Box::pin(async move { Ok(Started::Flow(router.start(&transport).await?)) })
-            }),
-        });
-        self
+    pub fn router(self, router: Router) -> Self {
+        self.add(router)
+    }
+
+    /// Adds a splitter, called `splitter` and its queues.
+    pub fn splitter(self, splitter: Splitter) -> Self {
+        self.add(splitter)
+    }
+
+    /// Adds an aggregator, called `aggregator` and its queues.
+    pub fn aggregator(self, aggregator: Aggregator) -> Self {
+        self.add(aggregator)
     }
 
     /// Adds a receiver of streams, called `streams` and its queue of offers.
-    pub fn receiver(mut self, receiver: StreamReceiver) -> Self {
-        let queue = receiver.queue_name();
-        self.parts.push(Part {
-            name: format!("streams {queue}"),
-            queues: vec![queue],
-            settings: None,
-            start: Box::new(move |transport| {
-                Box::pin(async move { Ok(Started::One(receiver.start(&transport).await?)) })
-            }),
-        });
+    pub fn receiver(self, receiver: StreamReceiver) -> Self {
+        self.add(receiver)
+    }
+
+    fn add(mut self, part: impl Part + 'static) -> Self {
+        self.parts.push(Box::new(part));
         self
     }
 
@@ -130,11 +108,54 @@ impl Service {
         self
     }
 
-    /// How long the broker lets a message be in hand. A handler timeout above it is refused.
-    /// Default: 30 minutes, that of RabbitMQ.
+    /// How long the broker lets a message be in hand. A handler timeout above it is refused, and so
+    /// is a part that itself keeps messages for longer: an ephemeral or ordered subscription between
+    /// tries, an aggregator until a group is whole. Default: 30 minutes, that of RabbitMQ.
     pub const fn consumer_timeout(mut self, limit: Duration) -> Self {
         self.consumer_timeout = limit;
         self
+    }
+
+    /// Answers `GET` for `/health`, `/ready` and `/metrics` over HTTP at this address, from the start
+    /// until the service has stopped; port 0 is any that is free, and
+    /// [`RunningService::admin_address`] tells it. It asks for no password: bind it to an address
+    /// that only your orchestrator reaches. Default: nowhere.
+    #[cfg(feature = "admin")]
+    pub const fn admin(mut self, address: std::net::SocketAddr) -> Self {
+        self.admin = Some(address);
+        self
+    }
+
+    /// What it will declare and how it will consume. It asks and changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// What [`start`](Self::start) fails with before anything is declared.
+    pub fn plan(&self) -> Result<ServicePlan> {
+        let refuse = |why: String| {
+            let error = Error::new(ErrorKind::Invalid, "start", why);
+            Err(error.with_context("service", self.name.clone()))
+        };
+        if self.stalled_after.is_zero() {
+            return refuse(
+                "after no time at all every part is stalled; set more than 0".to_owned(),
+            );
+        }
+        let mut parts = Vec::with_capacity(self.parts.len());
+        for part in &self.parts {
+            let name = part.name();
+            let outline = part.outline(self.transport.capabilities());
+            let outline = outline
+                .and_then(|outline| outline.topology.check().map(|()| outline))
+                .map_err(|error| failed(&self.name, &name, error))?;
+            parts.push((name, outline));
+        }
+        if let Some(why) = check::objection(&parts, self.consumer_timeout) {
+            return refuse(why);
+        }
+        let parts = parts.into_iter().map(|(name, outline)| PartPlan::new(name, outline));
+        let (service, stop_deadline) = (self.name.clone(), self.stop_deadline);
+        Ok(ServicePlan { service, stop_deadline, parts: parts.collect() })
     }
 
     /// Starts all parts in their order, or none: when one cannot start, those that did are stopped.
@@ -145,95 +166,60 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Invalid`] before anything is declared for a service without parts, two parts on
-    /// one queue, two of one name, a prefetch below the concurrency, a handler timeout above the
-    /// broker's consumer timeout or a stall limit of 0; else what the part fails with, its name
-    /// beside it.
+    /// Before anything is declared: [`ErrorKind::Invalid`] for a service without parts, two parts
+    /// of one name, two that take from one queue or need one queue or exchange in two forms, a
+    /// prefetch below the concurrency, a stall limit of 0, and a message that may be in hand for
+    /// longer than the broker's consumer timeout; and what a part refuses by itself. After that,
+    /// what the part fails with, its name beside it.
     pub async fn start(self) -> Result<RunningService> {
-        self.check()?;
-        let Self { name, transport, parts, stop_deadline, stalled_after, .. } = self;
-        let mut hosted = Vec::with_capacity(parts.len());
-        for part in parts {
-            match (part.start)(Arc::clone(&transport)).await {
-                Ok(started) => hosted.push(Hosted { name: part.name, started }),
-                Err(error) => {
-                    stop_all(hosted, stop_deadline).await;
-                    return Err(error
-                        .with_context("service", name)
-                        .with_context("part", part.name));
-                }
-            }
-        }
-        let monitor = ServiceMonitor::new(&transport, &hosted);
-        let watching = tokio::spawn(health::watch(monitor.clone(), stalled_after));
-        Ok(RunningService::new(name, hosted, stop_deadline, monitor, watching))
-    }
-
-    fn check(&self) -> Result<()> {
-        let refuse = |why: String| {
-            let error = Error::new(ErrorKind::Invalid, "start", why);
-            Err(error.with_context("service", self.name.clone()))
-        };
-        if self.parts.is_empty() {
-            return refuse("a service without parts does nothing; add one".to_owned());
-        }
-        if self.stalled_after.is_zero() {
-            return refuse(
-                "after no time at all every part is stalled; set more than 0".to_owned(),
-            );
-        }
-        let (mut names, mut owners) = (HashMap::new(), HashMap::new());
-        for part in &self.parts {
-            if names.insert(&part.name, ()).is_some() {
-                return refuse(format!("two parts are '{}'", part.name));
-            }
-            for queue in &part.queues {
-                if let Some(other) = owners.insert(queue, &part.name) {
-                    let name = &part.name;
-                    return refuse(format!(
-                        "'{other}' and '{name}' would take each other's messages from '{queue}'"
-                    ));
-                }
-            }
-            if let Some(settings) = part.settings
-                && let Some(why) = self.objection(settings)
-            {
-                return refuse(format!("'{}': {why}", part.name));
-            }
-            let timeout = part.settings.and_then(|settings| settings.handler_timeout);
-            if timeout.is_some_and(|timeout| timeout > self.stop_deadline) {
+        let plan = self.plan()?;
+        for part in &plan.parts {
+            if part.handler_timeout.is_some_and(|timeout| timeout > self.stop_deadline) {
                 tracing::warn!(
-                    part = part.name,
+                    part = part.part,
                     "the deadline of a stop is below its handler timeout: what it has in hand then \
                      may go back to the queue and run elsewhere"
                 );
             }
         }
-        Ok(())
-    }
-
-    fn objection(&self, settings: Settings) -> Option<String> {
-        let (concurrency, prefetch) = (settings.concurrency, settings.prefetch());
-        if usize::from(prefetch) < concurrency && settings.prefetch.is_some() {
-            return Some(format!(
-                "with a prefetch of {prefetch} only as many of its {concurrency} places are used"
-            ));
+        // Before anything is declared: the port may be taken.
+        #[cfg(feature = "admin")]
+        let listener = match self.admin {
+            Some(address) => Some(admin::Listener::bind(address).await?),
+            None => None,
+        };
+        let Self { name, transport, parts, stop_deadline, stalled_after, .. } = self;
+        let mut hosted = Vec::with_capacity(parts.len());
+        for (part, plan) in parts.into_iter().zip(plan.parts) {
+            match part.start(Arc::clone(&transport)).await {
+                Ok(started) => hosted.push(Hosted { plan, started }),
+                Err(error) => {
+                    stop_all(hosted, stop_deadline, &CancellationToken::new()).await;
+                    return Err(failed(&name, &plan.part, error));
+                }
+            }
         }
-        let limit = self.consumer_timeout;
-        settings.handler_timeout.filter(|timeout| *timeout > limit).map(|timeout| {
-            format!(
-                "its handler timeout of {timeout:?} is above the {limit:?} after which the broker \
-                 takes a message back, so that it would run twice"
-            )
-        })
+        let monitor = ServiceMonitor::new(&name, &transport, &hosted);
+        let watching = tokio::spawn(health::watch(monitor.clone(), stalled_after));
+        let running = RunningService::new(hosted, stop_deadline, monitor, watching);
+        #[cfg(feature = "admin")]
+        let running = match listener {
+            Some(listener) => running.with_admin(listener),
+            None => running,
+        };
+        Ok(running)
     }
+}
+
+fn failed(service: &str, part: &str, error: Error) -> Error {
+    error.with_context("service", service.to_owned()).with_context("part", part.to_owned())
 }
 
 impl fmt::Debug for Service {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Service")
             .field("name", &self.name)
-            .field("parts", &self.parts.iter().map(|part| &part.name).collect::<Vec<_>>())
+            .field("parts", &self.parts.iter().map(|part| part.name()).collect::<Vec<_>>())
             .finish_non_exhaustive()
     }
 }

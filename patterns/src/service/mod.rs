@@ -39,11 +39,17 @@
 //! # }
 //! ```
 
+#[cfg(feature = "admin")]
+mod admin;
+mod check;
 mod health;
 mod host;
 mod part;
+mod plan;
 mod running;
+mod signals;
 
-pub use health::{PartHealth, PartState, ServiceHealth, ServiceMonitor};
+pub use health::{PartHealth, PartState, ServiceHealth, ServiceMonitor, ServicePhase};
 pub use host::Service;
+pub use plan::{PartPlan, ServicePlan};
 pub use running::{PartReport, RunningService, ServiceReport};

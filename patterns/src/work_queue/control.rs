@@ -7,8 +7,7 @@ use std::{
 };
 
 use postrider_core::{
-    Address, Binding, Consumer, ConsumerOptions, Env, Envelope, Exchange, Message, Queue, Result,
-    Topology, Transport,
+    Address, Binding, Consumer, Env, Envelope, Exchange, Message, Queue, Topology,
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -40,20 +39,13 @@ pub(super) fn cancel(exchange: String, id: String) -> Envelope {
     Envelope::new(Address::exchange(exchange, ""), message)
 }
 
-/// Begins to take what one worker of `queue` is told.
-pub(super) async fn listen(
-    transport: &Arc<dyn Transport>,
-    naming: &Naming,
-    queue: &str,
-) -> Result<Consumer> {
-    let id = transport.env().new_id().to_string();
-    let own = naming.task_instance_queue(queue, &id);
+/// By what the worker `id` of `queue` is told.
+pub(super) fn topology(naming: &Naming, queue: &str, id: &str) -> Topology {
+    let own = naming.task_instance_queue(queue, id);
     let exchange_name = naming.task_exchange(queue);
-    let topology = exchange(&exchange_name)
+    exchange(&exchange_name)
         .queue(Queue::exclusive(own.clone()).auto_delete().with_max_length(MOST_WAITING))
-        .bind(Binding::queue(exchange_name, own.clone(), ""));
-    transport.declare(&topology).await?;
-    transport.consumer(&own, ConsumerOptions::default()).await
+        .bind(Binding::queue(exchange_name, own, ""))
 }
 
 /// Takes in what a worker is told, until the worker has ended.

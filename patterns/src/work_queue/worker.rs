@@ -1,6 +1,8 @@
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
-use postrider_core::{Error, ErrorKind, PublisherOptions, Result, Transport};
+use postrider_core::{
+    Capabilities, ConsumerOptions, Error, ErrorKind, PublisherOptions, Result, Topology, Transport,
+};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -14,7 +16,7 @@ use super::{
 };
 use crate::{
     codec::Limits,
-    consuming::{Counters, Runner, Running, Settings},
+    consuming::{Counters, Outline, Runner, Running, Settings},
     handler::{Context, HandlerError},
     middleware::{Layers, Middleware},
     naming::Naming,
@@ -162,8 +164,35 @@ impl Worker {
         self.naming.task_queue(&self.queue)
     }
 
-    pub(crate) const fn settings(&self) -> Settings {
-        self.settings
+    pub(crate) fn outline(&self, capabilities: &Capabilities) -> Result<Outline> {
+        self.check(capabilities)?;
+        let topology = self.topology(Outline::ID, capabilities);
+        let outline = Outline::new(topology, vec![self.queue_name()], self.settings);
+        Ok(outline.with_retry(&self.retry))
+    }
+
+    /// What the worker `id` declares.
+    fn topology(&self, id: &str, capabilities: &Capabilities) -> Topology {
+        let tasks = task_topology(&self.naming, &self.queue_name(), self.queue_limits);
+        if capabilities.topology {
+            tasks.and(control::topology(&self.naming, &self.queue, id))
+        } else {
+            tasks
+        }
+    }
+
+    fn check(&self, capabilities: &Capabilities) -> Result<()> {
+        let mut complaints = self.complaints.clone();
+        if self.handlers.is_empty() {
+            complaints.push("it has no handlers".to_owned());
+        }
+        if !complaints.is_empty() {
+            let complaint = format!("the worker is not sound: {}", complaints.join("; "));
+            return Err(Error::new(ErrorKind::Invalid, "start", complaint)
+                .with_context("queue", self.queue.clone()));
+        }
+        self.settings.check()?;
+        self.retry.check(self.queue_limits.delivery_limit, capabilities)
     }
 
     /// Declares the queue and its dead-letter queue, and begins to work.
@@ -178,31 +207,25 @@ impl Worker {
     /// with another delivery limit or time to live; and what [`Transport::declare`], [`Transport::publisher`] and
     /// [`Transport::consumer`] fail with.
     pub async fn start(mut self, transport: &Arc<dyn Transport>) -> Result<Running> {
-        if self.handlers.is_empty() {
-            self.complaints.push("it has no handlers".to_owned());
-        }
-        if !self.complaints.is_empty() {
-            let complaint = format!("the worker is not sound: {}", self.complaints.join("; "));
-            return Err(Error::new(ErrorKind::Invalid, "start", complaint)
-                .with_context("queue", self.queue));
-        }
-        self.retry.check(self.queue_limits.delivery_limit, transport.capabilities())?;
-        let queue = self.naming.task_queue(&self.queue);
-        let topology = task_topology(&self.naming, &queue, self.queue_limits);
-        transport.declare(&topology).await?;
+        let capabilities = transport.capabilities();
+        self.check(capabilities)?;
+        let queue = self.queue_name();
+        let id = transport.env().new_id().to_string();
+        transport.declare(&self.topology(&id, capabilities)).await?;
         let publisher = transport.publisher(PublisherOptions::default()).await?;
         let env = transport.env().clone();
         let counters = Arc::new(Counters::default());
         let called_off = Arc::new(CalledOff::default());
         let ended = CancellationToken::new();
-        if transport.capabilities().topology {
-            let told = control::listen(transport, &self.naming, &self.queue).await?;
+        if capabilities.topology {
+            let own = self.naming.task_instance_queue(&self.queue, &id);
+            let told = transport.consumer(&own, ConsumerOptions::default()).await?;
             let known = Arc::downgrade(&called_off);
             tokio::spawn(control::hear(told, known, env.clone(), ended.clone()));
         }
         let reports =
             Reports::new(Arc::clone(&publisher), env.clone(), self.limits, Arc::clone(&counters));
-        self.settings.most_failures = self.retry.most_failures(transport.capabilities());
+        self.settings.most_failures = self.retry.most_failures(capabilities);
         let runner = Runner {
             keeper: Keeper::new(transport, publisher, &self.naming, &queue),
             settings: self.settings,

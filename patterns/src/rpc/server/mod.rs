@@ -30,7 +30,7 @@ pub use self::{
 use super::{Request, control::Instance};
 use crate::{
     codec::Limits,
-    consuming::{Counters, Runner, Running, Settings},
+    consuming::{Counters, Outline, Runner, Running, Settings},
     handler::{Context, HandlerError},
     naming::Naming,
     resilience::{Keeper, dead_letter_topology},
@@ -231,8 +231,24 @@ impl RpcServer {
         }
     }
 
-    pub(crate) const fn settings(&self) -> Settings {
-        self.settings
+    pub(crate) fn outline(&self) -> Result<Outline> {
+        self.check()?;
+        let queue = self.naming.rpc_queue(&self.service);
+        Ok(Outline::new(self.topology(Outline::ID), vec![queue], self.settings))
+    }
+
+    /// What the server `id` declares.
+    pub(crate) fn topology(&self, id: &str) -> Topology {
+        let queue = self.naming.rpc_queue(&self.service);
+        let instance = Instance::new(&self.naming, &self.service, id.to_owned());
+        let requests = Queue::classic(queue.clone())
+            .with_expires(QUEUE_EXPIRES)
+            .with_max_length(self.max_waiting)
+            .with_overflow(Overflow::RejectPublish);
+        Topology::new()
+            .queue(requests)
+            .and(dead_letter_topology(&self.naming, &queue))
+            .and(instance.topology(&self.naming, &self.service, self.max_waiting))
     }
 
     /// Declares the service's queue and its dead-letter queue, the exchange that leads to all of its
@@ -256,16 +272,8 @@ impl RpcServer {
         }
         let queue = self.naming.rpc_queue(&self.service);
         let id = transport.env().new_id().to_string();
+        transport.declare(&self.topology(&id)).await?;
         let instance = Instance::new(&self.naming, &self.service, id);
-        let requests = Queue::classic(queue.clone())
-            .with_expires(QUEUE_EXPIRES)
-            .with_max_length(self.max_waiting)
-            .with_overflow(Overflow::RejectPublish);
-        let topology = Topology::new()
-            .queue(requests)
-            .and(dead_letter_topology(&self.naming, &queue))
-            .and(instance.topology(&self.naming, &self.service, self.max_waiting));
-        transport.declare(&topology).await?;
         let publisher = transport.publisher(PublisherOptions::default()).await?;
         let counters = Arc::new(Counters::default());
         let calls = Arc::new(Calls::default());

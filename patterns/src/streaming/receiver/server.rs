@@ -13,7 +13,7 @@ use super::{
     orphans,
 };
 use crate::{
-    consuming::{Counters, Running, State},
+    consuming::{self, Counters, Outline, Running, State},
     handler::{Context, HandlerError},
     naming::Naming,
     streaming::{budget::Budget, limits},
@@ -21,6 +21,9 @@ use crate::{
 
 /// How long the queue of offers outlives the last receiver of its service.
 const QUEUE_EXPIRES: Duration = Duration::from_secs(60);
+
+/// One offer in advance: what it holds, no other receiver can have.
+const PREFETCH: u16 = 1;
 
 /// How many streams for each that is received may be over and wait for their senders to say that they
 /// know.
@@ -149,6 +152,33 @@ impl StreamReceiver {
         self.settings.naming.stream_queue(&self.service)
     }
 
+    pub(crate) fn outline(&self) -> Result<Outline> {
+        self.checked()?;
+        let settings = consuming::Settings {
+            concurrency: self.settings.concurrency,
+            ..consuming::Settings::default()
+        };
+        let mut outline = Outline::new(self.topology(), vec![self.queue_name()], settings);
+        outline.prefetch = PREFETCH;
+        Ok(outline)
+    }
+
+    /// What is declared at the start; each stream has a queue of its own beside it.
+    fn topology(&self) -> Topology {
+        Topology::new().queue(Queue::classic(self.queue_name()).with_expires(QUEUE_EXPIRES))
+    }
+
+    /// Refuses what cannot be carried out.
+    fn checked(&self) -> Result<(Handler, Budget)> {
+        let Some(handler) = &self.handler else {
+            let message = "a receiver without a handler would refuse every stream; set one";
+            return Err(Error::new(ErrorKind::Invalid, "start", message)
+                .with_context("service", self.service.clone()));
+        };
+        check(&self.settings)?;
+        Ok((Arc::clone(handler), Budget::new("start", self.settings.memory)?))
+    }
+
     /// Declares the queue of offers and begins to take them.
     ///
     /// Not cancellation safe: the queue may have been declared, and leftovers swept.
@@ -159,28 +189,19 @@ impl StreamReceiver {
     /// whose queues would have too long a name or a directory that cannot be swept, and what
     /// [`Transport::declare`], [`Transport::publisher`] and [`Transport::consumer`] fail with.
     pub async fn start(self, transport: &Arc<dyn Transport>) -> Result<Running> {
-        let Self { service, settings, handler, sweeps } = self;
-        let Some(handler) = handler else {
-            let message = "a receiver without a handler would refuse every stream; set one";
-            return Err(
-                Error::new(ErrorKind::Invalid, "start", message).with_context("service", service)
-            );
-        };
-        check(&settings)?;
-        let budget = Budget::new("start", settings.memory)?;
+        let (handler, budget) = self.checked()?;
+        let (topology, queue) = (self.topology(), self.queue_name());
+        let Self { service, settings, sweeps, .. } = self;
         let now = transport.env().timestamp().into();
         for (directory, age) in sweeps {
             orphans::sweep(directory, age, now).await?;
         }
-        let queue = settings.naming.stream_queue(&service);
         // Better now than with each offer.
         let one = transport.env().new_id().to_string();
         check_name("start", &settings.naming.transfer_queue(&service, &one))?;
-        let offered = Queue::classic(queue.clone()).with_expires(QUEUE_EXPIRES);
-        transport.declare(&Topology::new().queue(offered)).await?;
+        transport.declare(&topology).await?;
         let publisher = transport.publisher(PublisherOptions::default()).await?;
-        // One in advance: what it holds, no other receiver can have.
-        let options = ConsumerOptions::default().with_prefetch(1);
+        let options = ConsumerOptions::default().with_prefetch(PREFETCH);
         let consumer = transport.consumer(&queue, options).await?;
         let (stop, kill) = (CancellationToken::new(), CancellationToken::new());
         let (state, watched) = watch::channel(State::Running);
