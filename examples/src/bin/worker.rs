@@ -1,15 +1,15 @@
 //! A worker process: it works until it is told to end, and ends in order.
 //!
 //! At SIGTERM or Ctrl-C it takes nothing new, finishes what it has in hand within its deadline, and
-//! gives the rest back. A task may be told to crash its process, as a bug in a C library would: other
-//! tasks do not pay for it, and after its tries it is a dead letter.
+//! gives the rest back; a second one ends it at once. A task may be told to crash its process, as a
+//! bug in a C library would: other tasks do not pay for it, and after its tries it is a dead letter.
 //!
 //! `cargo run -p postrider-examples --features amqp091 --bin worker -- --broker amqp://…`
 
-use std::{error::Error, io, process, time::Duration};
+use std::{error::Error, process, time::Duration};
 
 use clap::{Parser, Subcommand};
-use postrider::{RetryPolicy, Task, WorkQueue, Worker};
+use postrider::{RetryPolicy, Service, Task, WorkQueue, Worker};
 use postrider_examples::BrokerArgs;
 use serde::{Deserialize, Serialize};
 
@@ -69,7 +69,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
         transport.close(Duration::from_secs(5)).await?;
         return Ok(());
     }
-    let told_to_end = told_to_end()?;
     let worker = Worker::new(Job::QUEUE)
         .on(|job: Job, _context| async move {
             println!("begun {}", job.number);
@@ -82,40 +81,16 @@ async fn main() -> Result<(), Box<dyn Error>> {
         })
         .concurrency(concurrency)
         .retry(RetryPolicy::never().with_immediate(2))
-        .delivery_limit(delivery_limit)
-        .start(&transport)
+        .delivery_limit(delivery_limit);
+    let running = Service::new("worker", &transport)
+        .worker(worker)
+        .stop_deadline(Duration::from_secs(deadline))
+        .start()
         .await?;
     println!("works");
-    tokio::select! {
-        ended = worker.ended() => return Ok(ended?),
-        () = told_to_end => {}
-    }
-    let report = worker.stop(Duration::from_secs(deadline)).await;
-    println!("finished {}, gave back {}", report.finished, report.released);
+    let report = running.run_until_signal().await?;
+    let jobs = &report.parts[0].report;
+    println!("finished {}, gave back {}", jobs.finished, jobs.released);
     transport.close(Duration::from_secs(1)).await?;
     Ok(())
-}
-
-/// Ends when the process is told to end, from now on.
-#[cfg(unix)]
-fn told_to_end() -> io::Result<impl Future<Output = ()>> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (mut terminate, mut interrupt) =
-        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    })
-}
-
-#[cfg(not(unix))]
-fn told_to_end() -> io::Result<impl Future<Output = ()>> {
-    Ok(async {
-        if let Err(error) = tokio::signal::ctrl_c().await {
-            eprintln!("Ctrl-C is not heard: {error}");
-            std::future::pending::<()>().await;
-        }
-    })
 }

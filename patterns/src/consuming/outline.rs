@@ -7,8 +7,8 @@ use crate::resilience::RetryPolicy;
 
 /// What a pattern will declare and how it will consume, as it is known before the start.
 ///
-/// Its topology comes from the function that the start declares by, with [`ID`](Self::ID) for the id
-/// that each instance puts into the names of its own queues.
+/// Its topology comes from the function that the start declares by, with [`ID`](Self::ID) for the
+/// id that each instance puts into the names of its own queues.
 #[derive(Debug)]
 pub(crate) struct Outline {
     pub(crate) topology: Topology,

@@ -77,7 +77,8 @@ impl EventBus {
     ///
     /// # Errors
     ///
-    /// [`PublishError`]. After [`ErrorKind::Unknown`] it may be published all the same.
+    /// [`PublishError`]. After [`ErrorKind::Unknown`](postrider_core::ErrorKind::Unknown) it may be
+    /// published all the same.
     pub async fn publish<E: Event>(&self, event: &E) -> Result<MessageId, PublishError> {
         self.publish_one(EventVariant::of(event), None).await
     }
@@ -174,6 +175,10 @@ impl EventBus {
     /// options out of range, [`ErrorKind::Unsupported`] for a retry policy that the broker cannot
     /// carry out, [`ErrorKind::Mismatch`] when the queue exists with another delivery limit, and
     /// what [`Transport::declare`] and [`Transport::consumer`] fail with.
+    ///
+    /// [`ErrorKind::Invalid`]: postrider_core::ErrorKind::Invalid
+    /// [`ErrorKind::Unsupported`]: postrider_core::ErrorKind::Unsupported
+    /// [`ErrorKind::Mismatch`]: postrider_core::ErrorKind::Mismatch
     pub async fn subscribe(&self, subscription: Subscription) -> Result<Running> {
         self.inner.subscribe(subscription).await
     }

@@ -81,8 +81,8 @@ pub enum PartState {
 }
 
 impl ServiceHealth {
-    /// Whether all parts consume, or it drains, which has a deadline. When not, only a restart helps.
-    /// A lost connection restores itself and does not count here.
+    /// Whether all parts consume, or it drains, which has a deadline. When not, only a restart
+    /// helps. A lost connection restores itself and does not count here.
     #[must_use]
     pub fn is_live(&self) -> bool {
         match self.phase {

@@ -1,12 +1,16 @@
 //! Several servers, subscriptions and workers in one process: started together, watched, drained.
 //!
-//! A [`Service`] starts all of its parts or none. Its [health](ServiceMonitor) comes from what the
-//! consume loops really do: a part that ended is named with its error for ever, and one that gets
-//! nothing while messages wait for it and it has room is stalled. When it is stopped, all parts
+//! A [`Service`] shows its [plan](Service::plan) before it starts and refuses what is unsafe, with
+//! the reason, before anything is declared. It starts all of its parts or none. Its
+//! [health](ServiceMonitor) comes from what the consume loops really do: a part that ended is named
+//! with its error for ever, and one that gets nothing while messages wait for it and it has room is
+//! stalled. When it is stopped, all parts
 //! stop taking messages first, and then drain within one deadline; the report says of each part
 //! what it could not finish.
 //!
-//! # Example: two parts, and a stop
+//! With the feature `admin` it answers `/health`, `/ready` and `/metrics` over HTTP.
+//!
+//! # Example: two parts, their plan, and a stop
 //!
 //! ```
 //! use std::{sync::Arc, time::Duration};
@@ -25,14 +29,16 @@
 //! let emails = Worker::new("send_email").on(|_task: SendEmail, _context| async { Ok(()) });
 //! let calls = RpcServer::new("mail")
 //!     .method_named("ping", |(): (), _context| async { Ok("pong") });
-//! let running = Service::new("mail", &transport)
+//! let service = Service::new("mail", &transport)
 //!     .worker(emails)
 //!     .rpc(calls)
-//!     .stop_deadline(Duration::from_secs(5))
-//!     .start()
-//!     .await?;
+//!     .stop_deadline(Duration::from_secs(5));
+//! let plan = service.plan()?;
+//! assert_eq!(plan.parts[0].queues, ["send_email"]);
+//! println!("{plan}");
+//! let running = service.start().await?;
 //! assert!(running.monitor().health().is_ready());
-//! // In a real program: the signal that ends the process.
+//! // In a real program: `running.run_until_signal().await?`.
 //! let report = running.run_until(async {}).await;
 //! assert!(report.is_clean());
 //! # Ok(())

@@ -10,7 +10,7 @@ use postrider_patterns::{
 
 use super::{
     recording::Recording,
-    world::{Email, PARTITIONS, Registered, SECOND, World, service},
+    world::{Email, PARTITIONS, Registered, SECOND, World, service, welcome},
 };
 
 /// Its entities as texts, once each, an id in a name as a plan has it.
@@ -22,8 +22,7 @@ fn entities(topology: &Topology) -> BTreeSet<String> {
     exchanges.chain(queues).chain(bindings).map(|text| without_ids(&text)).collect()
 }
 
-/// An id is 36 characters of hexadecimal digits and dashes. That of the test's own names, before the
-/// first dot, stays.
+/// An id is 36 characters of hexadecimal digits and dashes. That of the test's own names stays.
 fn without_ids(text: &str) -> String {
     const LENGTH: usize = 36;
     let mut clean = String::new();
@@ -48,10 +47,7 @@ fn without_ids(text: &str) -> String {
 pub(crate) async fn a_plan_is_what_is_declared(world: &World) {
     let recording = Recording::new(world.transport().await);
     let transport: Arc<dyn Transport> = recording.clone();
-    // A bus declares its exchange by itself, as the publisher that it is.
-    let bus = world.bus(&world.transport().await).await;
-    let recorded_bus = world.bus(&transport).await;
-    drop(bus);
+    let bus = world.bus(&transport).await;
     let email = |_: Email, _| async { Ok(()) };
     let registered = |_: Registered, _| async { Ok(()) };
     let route = || Route::queue(world.name("elsewhere"));
@@ -61,12 +57,12 @@ pub(crate) async fn a_plan_is_what_is_declared(world: &World) {
     let receiver = StreamReceiver::new("mail").naming(world.naming.clone());
     let planned = service(&transport)
         .worker(world.worker().on(email).ttl(3_600 * SECOND).delivery_limit(30).concurrency(4))
-        .subscription(&recorded_bus, world.welcome().handler_timeout(5 * SECOND))
+        .subscription(&bus, welcome().handler_timeout(5 * SECOND))
         .subscription(
-            &recorded_bus,
+            &bus,
             Subscription::durable("mail", "ordered").on(registered).ordered_by_key(PARTITIONS),
         )
-        .subscription(&recorded_bus, Subscription::ephemeral("news").on(registered))
+        .subscription(&bus, Subscription::ephemeral(world.name("news")).on(registered))
         .rpc(world.calls().max_waiting(100))
         .router(rules.controlled("rules"))
         .splitter(splitter)
@@ -97,8 +93,8 @@ pub(crate) async fn a_plan_is_what_is_declared(world: &World) {
     assert!(after.steps.iter().all(|step| step.action != Action::Create));
     for queue in plan.parts.iter().flat_map(|part| &part.queues) {
         if !queue.contains("{id}") {
-            let info = transport.queue_info(queue).await.unwrap();
-            assert_eq!(info.map(|info| info.consumers), Some(1), "{queue}");
+            let name = queue.strip_prefix(&world.name("")).unwrap();
+            world.queue_comes_to(&transport, name, |_, consumers| consumers == 1).await;
         }
     }
     assert!(running.stop().await.is_clean());
@@ -110,7 +106,7 @@ pub(crate) async fn a_plan_is_a_table_for_people(world: &World) {
     let worker = world.worker().on(|_: Email, _| async { Ok(()) }).concurrency(4);
     let planned = service(&transport)
         .worker(worker.handler_timeout(10 * SECOND))
-        .subscription(&bus, world.welcome().retry(RetryPolicy::never()));
+        .subscription(&bus, welcome().retry(RetryPolicy::never()));
     let text = planned.plan().unwrap().to_string().replace(&world.name(""), "");
     let wanted = "\
 service mail: 2 parts, drained within 30s

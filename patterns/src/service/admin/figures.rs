@@ -86,8 +86,7 @@ mod tests {
 
     #[test]
     fn each_figure_has_its_head_and_a_line_for_each_part() {
-        let mut stats = RunStats::default();
-        stats.acked = 7;
+        let stats = RunStats { acked: 7, ..RunStats::default() };
         let part = |name: &str, state| PartHealth {
             part: name.to_owned(),
             queue: "a\\b\"c\nd".to_owned(),
