@@ -20,6 +20,10 @@ pub const ORIGIN_EXCHANGE: &str = "postrider-origin-exchange";
 pub const ORIGIN_KEY: &str = "postrider-origin-key";
 /// When a message was dead-lettered, RFC 3339 text.
 pub const DEAD_LETTERED_AT: &str = "postrider-dead-lettered-at";
+/// The key that a dead letter of an ordered subscription parks.
+pub const PARKED_KEY: &str = "postrider-parked-key";
+/// The number of a dead letter among those of the key that it parks, from 0.
+pub const PARKED_NUMBER: &str = "postrider-parked-number";
 /// How long to wait before the next try, in milliseconds; of an error reply.
 pub const RETRY_AFTER_MS: &str = "postrider-retry-after-ms";
 /// The number of a stream's chunk, or of a frame of a streamed reply, from 0.

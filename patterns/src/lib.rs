@@ -81,7 +81,7 @@ pub mod work_queue;
 
 pub use codec::{Codec, CodecError, Limits};
 pub use config::{Config, ConfigPublisher};
-pub use consuming::{Outcome, RunStats, Running, StopReport};
+pub use consuming::{KeyFailure, Outcome, RunStats, Running, StopReport};
 pub use dead_letters::{
     DeadLetterFilter, DeadLetterReport, DeadLetters, DeadMessage, DeadReason, Death, RedriveOptions,
 };

@@ -45,6 +45,10 @@ impl<T> Lanes<T> {
         self.held.get(&number).map(|held| &held.item)
     }
 
+    pub(super) fn key(&self, number: u64) -> Option<Arc<str>> {
+        self.held.get(&number).and_then(|held| held.key.clone())
+    }
+
     /// Gives an item out that is done with, if it is still held, and the number of the one that may
     /// begin after it.
     pub(super) fn done(&mut self, number: u64) -> Option<(T, Option<u64>)> {

@@ -37,13 +37,16 @@ mod counters;
 mod lanes;
 mod ordered;
 mod outline;
+mod parking;
 mod runner;
 mod running;
 
 pub(crate) use counters::{Count, Counters};
 pub use counters::{Outcome, RunStats};
-pub(crate) use ordered::LONGEST_BLOCK;
+pub(crate) use ordered::{LONGEST_BLOCK, Order};
 pub(crate) use outline::Outline;
+pub use parking::KeyFailure;
+pub(crate) use parking::{Parking, drain, parked_key};
 pub(crate) use runner::{Disposition, Process, Runner, Settings, catch_panic};
 pub(crate) use running::{Gauge, State};
 pub use running::{Running, StopReport};

@@ -2,13 +2,19 @@
 //!
 //! It takes all that the prefetch allows into [`Lanes`]. The first of each lane is tried, again and
 //! again in its place, until it is done or given up; only then comes the next one of its key. A
-//! retry through the broker would let the next one pass.
+//! retry through the broker would let the next one pass. When it is given up, its key is
+//! [parked](super::parking): what comes of it is not tried, but kept behind it.
 //!
 //! Where deliveries go back, they go back the oldest first and all at once. After a lost connection
 //! the broker gives everything to whoever is there, so what is in hand is forgotten then, and
 //! handlers at work are given up at their await: two must not work on one key.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::{
     FutureExt, StreamExt,
@@ -27,9 +33,11 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Count, Disposition, Outcome, Process,
     lanes::Lanes,
+    parking::{self, Parking},
     runner::{PAUSE_BEFORE_RETRY, Work},
     running::State,
 };
+use crate::handler::{HandlerError, codes};
 
 /// How long one event may keep its key waiting between its tries, in all. After that the tries
 /// that are left come without a pause.
@@ -49,14 +57,28 @@ enum End {
     Released,
 }
 
+/// What became of the tries of an event.
+enum Tried {
+    Done,
+    GivenUp(HandlerError, DeliveryInfo),
+    /// It goes back.
+    Not,
+}
+
 type Key = Box<dyn Fn(&Arc<Envelope>) -> Option<String> + Send>;
+
+/// What is in order: the key of a message, and the partitions by their queues.
+pub(crate) struct Order {
+    pub(crate) key: Key,
+    pub(crate) partitions: HashMap<String, Arc<Parking>>,
+}
 
 /// One loop over an ordered queue, or several.
 pub(super) struct Ordered<P> {
     work: Arc<Work<P>>,
     consumer: Consumer,
     events: BoxStream<'static, TransportEvent>,
-    key: Key,
+    order: Order,
     stop: CancellationToken,
     lanes: Lanes<Delivery>,
     tasks: JoinSet<(u64, End)>,
@@ -68,12 +90,12 @@ impl<P: Process> Ordered<P> {
         work: Arc<Work<P>>,
         consumer: Consumer,
         events: BoxStream<'static, TransportEvent>,
-        key: Key,
+        order: Order,
         stop: CancellationToken,
     ) -> Self {
         let places = Arc::new(Semaphore::new(work.runner.settings.concurrency));
         let (lanes, tasks) = (Lanes::default(), JoinSet::new());
-        Self { work, consumer, events, key, stop, lanes, tasks, places }
+        Self { work, consumer, events, order, stop, lanes, tasks, places }
     }
 
     pub(super) async fn run(mut self, state: watch::Sender<State>) {
@@ -144,6 +166,9 @@ impl<P: Process> Ordered<P> {
         if is_loss {
             self.tasks.shutdown().await;
             self.give_back();
+            for partition in self.order.partitions.values() {
+                partition.forget().await;
+            }
         }
     }
 
@@ -160,7 +185,7 @@ impl<P: Process> Ordered<P> {
             self.hear(&event).await;
         }
         self.work.runner.counters.add(Count::Taken);
-        let key = (self.key)(delivery.envelope());
+        let key = (self.order.key)(delivery.envelope());
         if let Some(number) = self.lanes.add(key, delivery) {
             self.begin(number);
         }
@@ -169,11 +194,16 @@ impl<P: Process> Ordered<P> {
     fn begin(&mut self, number: u64) {
         let Some(delivery) = self.lanes.get(number) else { return };
         let (envelope, info) = (Arc::clone(delivery.envelope()), delivery.info().clone());
-        let (work, places) = (Arc::clone(&self.work), Arc::clone(&self.places));
-        let stop = self.stop.clone();
+        let Some(partition) = self.order.partitions.get(&*info.queue) else { return };
+        let turn = Turn {
+            work: Arc::clone(&self.work),
+            key: self.lanes.key(number),
+            partition: Arc::clone(partition),
+            places: Arc::clone(&self.places),
+            stop: self.stop.clone(),
+        };
         self.tasks.spawn(async move {
-            let tries = work.in_place(&envelope, info, &places, &stop);
-            let end = AssertUnwindSafe(tries).catch_unwind().await;
+            let end = AssertUnwindSafe(turn.take(&envelope, info)).catch_unwind().await;
             (number, end.unwrap_or(End::Refused))
         });
     }
@@ -211,59 +241,147 @@ impl<P: Process> Ordered<P> {
     }
 }
 
-impl<P: Process> Work<P> {
-    /// Tries a delivery until it is done or given up. It has one of the places only while a handler
+/// The turn of a delivery: those of its key that came before are settled.
+struct Turn<P> {
+    work: Arc<Work<P>>,
+    key: Option<Arc<str>>,
+    partition: Arc<Parking>,
+    places: Arc<Semaphore>,
+    stop: CancellationToken,
+}
+
+impl<P: Process> Turn<P> {
+    async fn take(&self, envelope: &Arc<Envelope>, info: DeliveryInfo) -> End {
+        if let Some(key) = &self.key {
+            if envelope.message.message_type.as_deref() == Some(parking::DRAIN) {
+                return self.drain(key, &info).await;
+            }
+            let parked = self.unless_stopped(self.partition.is_parked(key)).await;
+            let Some(is_parked) = parked else { return End::Released };
+            if is_parked {
+                let why = format!("an event of '{key}' before this one was given up");
+                let error = HandlerError::transient(why).with_code(codes::KEY_PARKED);
+                return self.keep(envelope, &info, &error).await;
+            }
+        }
+        if self.partition.is_last_chance(&info) {
+            let why = "it was delivered as often as the queue allows, and not settled";
+            let error = HandlerError::internal(why).with_code(codes::DELIVERY_LIMIT);
+            return self.keep(envelope, &info, &error).await;
+        }
+        match self.tries(envelope, info).await {
+            Tried::Done => End::Acked,
+            Tried::Not => End::Released,
+            Tried::GivenUp(error, info) => self.keep(envelope, &info, &error).await,
+        }
+    }
+
+    async fn unless_stopped<T>(&self, future: impl Future<Output = T>) -> Option<T> {
+        self.stop.run_until_cancelled(future).await
+    }
+
+    /// Tries an event until it is done or given up. It has one of the places only while a handler
     /// is at work. A stop ends the waiting.
-    async fn in_place(
-        &self,
-        envelope: &Arc<Envelope>,
-        mut info: DeliveryInfo,
-        places: &Semaphore,
-        stop: &CancellationToken,
-    ) -> End {
+    async fn tries(&self, envelope: &Arc<Envelope>, mut info: DeliveryInfo) -> Tried {
+        let runner = &self.work.runner;
         let mut left = LONGEST_BLOCK;
         loop {
-            let place = tokio::select! {
-                biased;
-                () = stop.cancelled() => return End::Released,
-                place = places.acquire() => place,
+            let Some(place) = self.unless_stopped(self.places.acquire()).await else {
+                return Tried::Not;
             };
-            let disposition = self.runner.process.process(envelope, &info, &self.kill).await;
+            let disposition = runner.process.process(envelope, &info, &self.work.kill).await;
             drop(place);
             match disposition {
-                Disposition::Ack => return End::Acked,
-                Disposition::Release => return End::Released,
-                Disposition::DeadLetter(error) => {
-                    return match self.runner.keeper.keep(envelope, &info, &error).await {
-                        Ok(()) => {
-                            tracing::error!(queue = %info.queue, %error, "message dead-lettered");
-                            self.runner.process.dead_lettered(envelope, &info, &error).await;
-                            End::DeadLettered
-                        }
-                        Err(closed) if is_closed(&closed) => End::Released,
-                        Err(_refused) => {
-                            sleep(PAUSE_BEFORE_RETRY).await;
-                            End::Refused
-                        }
-                    };
-                }
+                Disposition::Ack => return Tried::Done,
+                Disposition::Release => return Tried::Not,
+                Disposition::DeadLetter(error) => return Tried::GivenUp(error, info),
                 Disposition::Retry(after) => {
                     // The try is over, and another one begins.
-                    self.runner.counters.add(Count::Retried);
-                    self.runner.counters.add(Count::Taken);
-                    self.runner.process.settled(envelope, &info, Outcome::Retried);
+                    runner.counters.add(Count::Retried);
+                    runner.counters.add(Count::Taken);
+                    runner.process.settled(envelope, &info, Outcome::Retried);
                     info.failures += 1;
                     info.attempt += 1;
                     let after = after.min(left);
                     left -= after;
-                    tokio::select! {
-                        biased;
-                        () = stop.cancelled() => return End::Released,
-                        () = sleep(after) => {}
+                    if self.unless_stopped(sleep(after)).await.is_none() {
+                        return Tried::Not;
                     }
                 }
             }
         }
+    }
+
+    async fn keep(
+        &self,
+        envelope: &Arc<Envelope>,
+        info: &DeliveryInfo,
+        error: &HandlerError,
+    ) -> End {
+        if self.unless_stopped(self.partition.room()).await.is_none() {
+            return End::Released;
+        }
+        match self.partition.keep(self.key.as_deref(), envelope, info, error).await {
+            Ok(()) => {
+                tracing::error!(queue = %info.queue, %error, "message dead-lettered");
+                self.work.runner.process.dead_lettered(envelope, info, error).await;
+                End::DeadLettered
+            }
+            Err(closed) if is_closed(&closed) => End::Released,
+            Err(_refused) => {
+                sleep(PAUSE_BEFORE_RETRY).await;
+                End::Refused
+            }
+        }
+    }
+
+    /// Has the dead letters of a key handled in their order, up to the first that fails again. They
+    /// are taken away after that, so that nobody's hands are full of them meanwhile; a crash in
+    /// between has them handled again. When none is left, the key goes on.
+    async fn drain(&self, key: &str, info: &DeliveryInfo) -> End {
+        let Some(letters) = self.unless_stopped(self.partition.letters_of(key)).await else {
+            return End::Released;
+        };
+        let runner = &self.work.runner;
+        let (all, mut handled, mut ids) = (letters.len(), Vec::new(), HashSet::new());
+        let mut is_stopped = false;
+        for letter in letters {
+            let id = letter.message().message_id.clone();
+            if id.is_some() && !ids.insert(id) {
+                // It was kept, and came once more before it was settled.
+                handled.push(letter);
+                continue;
+            }
+            let envelope = Parking::original(&letter, &info.queue);
+            let mut first = DeliveryInfo::first(Arc::clone(&info.queue));
+            first.redelivered = true;
+            let outcome = match self.tries(&envelope, first).await {
+                Tried::Done => Outcome::Acked,
+                Tried::GivenUp(error, _) => {
+                    tracing::error!(queue = %info.queue, key, %error, "the key stays parked");
+                    Outcome::DeadLettered
+                }
+                Tried::Not => {
+                    is_stopped = true;
+                    Outcome::Released
+                }
+            };
+            runner.counters.add(Count::Taken);
+            runner.counters.add(outcome.into());
+            runner.process.settled(&envelope, info, outcome);
+            if outcome != Outcome::Acked {
+                break;
+            }
+            handled.push(letter);
+        }
+        if self.partition.remove(&handled).await.is_err() || is_stopped {
+            return End::Released;
+        }
+        if handled.len() == all {
+            self.partition.open(key).await;
+            tracing::info!(queue = %info.queue, key, letters = all, "the key goes on");
+        }
+        End::Acked
     }
 }
 

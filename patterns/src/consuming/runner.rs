@@ -15,7 +15,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Count, Counters, Outcome, Running, ordered::Ordered, running::State};
+use super::{
+    Count, Counters, Outcome, Running,
+    ordered::{Order, Ordered},
+    running::State,
+};
 use crate::{handler::HandlerError, resilience::Keeper};
 
 /// How long a message is held that the transport takes no copy of, before it is tried again.
@@ -182,21 +186,21 @@ impl<P: Process> Runner<P> {
         self.process.settled(delivery.envelope(), delivery.info(), outcome);
     }
 
-    /// As [`run`](Self::run), in order: of messages with the same `key` one is handled after the
+    /// As [`run`](Self::run), in order: of messages with the same key one is handled after the
     /// other, and one that fails is tried again in its place. `events` must have been listened to
     /// before there was a consumer.
     pub(crate) fn run_in_order(
         self,
         consumer: Consumer,
         events: BoxStream<'static, TransportEvent>,
-        key: impl Fn(&Arc<Envelope>) -> Option<String> + Send + 'static,
+        order: Order,
         queue: &str,
     ) -> Running {
         let (stop, kill) = (CancellationToken::new(), CancellationToken::new());
         let (state, watched) = watch::channel(State::Running);
         let counters = Arc::clone(&self.counters);
         let work = Arc::new(Work { runner: self, kill: kill.clone() });
-        let ordered = Ordered::new(work, consumer, events, Box::new(key), stop.clone());
+        let ordered = Ordered::new(work, consumer, events, order, stop.clone());
         let task = tokio::spawn(ordered.run(state));
         Running::new(queue.into(), counters, watched, stop, kill, task)
     }

@@ -27,7 +27,9 @@ const OF_BROKERS: [&str; 9] = [
 ];
 
 /// What Postrider writes when it gives a message up.
-const OF_POSTRIDER: [&str; 9] = [
+const OF_POSTRIDER: [&str; 11] = [
+    headers::PARKED_KEY,
+    headers::PARKED_NUMBER,
     headers::ERROR_CLASS,
     headers::ERROR_CODE,
     headers::ERROR_MESSAGE,

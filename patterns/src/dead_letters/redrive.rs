@@ -1,7 +1,11 @@
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use postrider_core::{
-    Address, Confirm, Envelope, Error, ErrorKind, Publisher, PublisherOptions, Result,
+    Address, Confirm, Envelope, Error, ErrorKind, Publisher, PublisherExt, PublisherOptions, Result,
 };
 use tokio::time::{Instant, sleep_until};
 
@@ -9,6 +13,7 @@ use super::{
     DeadLetterFilter, DeadLetters, DeadMessage,
     walk::{Letter, Walk},
 };
+use crate::consuming::{drain, parked_key};
 
 /// How many publishes may be without a verdict at once.
 const UNDER_WAY: usize = 64;
@@ -77,6 +82,9 @@ pub struct DeadLetterReport {
     pub done: u64,
     /// How many did not match, and stay.
     pub stayed: u64,
+    /// How many stay for the moment: letters of an ordered subscription, whose key is
+    /// [drained](crate::EventBus::drain_key) now.
+    pub draining: u64,
     /// How many could not be published, and stay.
     pub failed: u64,
     /// How many were not looked at: there were enough, somebody else had them, or so many stay that
@@ -92,12 +100,15 @@ pub struct DeadLetterReport {
 /// The order of the fields is the order in which they are dropped: what is under way goes back when
 /// the consumer is gone.
 pub(super) struct Redriving<'a> {
+    letters: &'a DeadLetters,
     walk: Walk<'a>,
     under_way: VecDeque<(Confirm, Letter)>,
     publisher: Arc<dyn Publisher>,
     options: RedriveOptions,
     pace: Option<Pace>,
     report: DeadLetterReport,
+    /// The keys that are drained.
+    drained: HashSet<String>,
 }
 
 /// When the next one may go.
@@ -114,12 +125,14 @@ impl<'a> Redriving<'a> {
         let pace =
             options.per_second.map(|rate| Pace { next, pause: Duration::from_secs(1) / rate });
         Ok(Self {
+            letters,
             walk: Walk::begin(letters, letters.window).await?,
             under_way: VecDeque::new(),
             publisher,
             options,
             pace,
             report: DeadLetterReport::default(),
+            drained: HashSet::new(),
         })
     }
 
@@ -164,7 +177,27 @@ impl<'a> Redriving<'a> {
         self.options.most.is_some_and(|most| moved >= most)
     }
 
+    /// Has the letters of a key handled where they are: published again, each would come behind
+    /// those that follow it.
+    async fn drain(&mut self, letter: Letter, key: &str) -> Result<()> {
+        if self.drained.insert(key.to_owned()) {
+            let address = Address::queue(self.letters.of.clone());
+            if let Err(error) = self.publisher.publish(Envelope::new(address, drain(key))).await {
+                self.fails(letter, error);
+                return Ok(());
+            }
+        }
+        self.report.draining += 1;
+        self.walk.stays(letter);
+        Ok(())
+    }
+
     async fn send(&mut self, letter: Letter, dead: &DeadMessage) -> Result<()> {
+        if self.options.address.is_none()
+            && let Some(key) = parked_key(dead.message())
+        {
+            return self.drain(letter, key).await;
+        }
         let home = || dead.origin_queue().map(Address::queue);
         let Some(address) = self.options.address.clone().or_else(home) else {
             let why = "it does not say which queue it comes from; name an address";

@@ -55,6 +55,10 @@ pub mod codes {
     pub const INCOMPLETE: &str = "INCOMPLETE";
     /// A task was done, and its result cannot be sent to its submitter.
     pub const RESULT_UNSENDABLE: &str = "RESULT_UNSENDABLE";
+    /// An event stands behind another one of its key that was given up.
+    pub const KEY_PARKED: &str = "KEY_PARKED";
+    /// An event was delivered as often as its queue allows, and its process ended each time.
+    pub const DELIVERY_LIMIT: &str = "DELIVERY_LIMIT";
     /// A handler panicked.
     pub const PANIC: &str = "PANIC";
     /// A middleware gave the message back to its queue, uncounted.

@@ -1,8 +1,8 @@
 use std::{future, sync::Arc};
 
 use postrider_core::{
-    Address, Capabilities, Envelope, Exchange, Message, Publisher, PublisherOptions, Result,
-    Topology, Transport,
+    Address, Capabilities, Envelope, Exchange, Message, Publisher, PublisherExt, PublisherOptions,
+    Result, Topology, Transport,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -16,7 +16,8 @@ use super::{
 };
 use crate::{
     codec::{Codec, Limits},
-    consuming::{Counters, Outline, Runner, Running},
+    consuming::{Counters, Order, Outline, Parking, Runner, Running, drain},
+    dead_letters::DeadLetters,
     error::PublishError,
     handler::Context,
     headers,
@@ -163,6 +164,32 @@ impl EventBus {
         place::outline(subscription, &self.inner.naming, capabilities)
     }
 
+    /// Has the dead letters of a key handled, of a subscription that is
+    /// [ordered by key](Subscription::ordered_by_key): in their order, by the instance that has the
+    /// partition of the key. When all of them are done, the key goes on; when one fails again, it
+    /// and those behind it stay. It is done when the broker has the order to do so, which waits in
+    /// the partition behind what is there, and is carried out at least once.
+    ///
+    /// Not cancellation safe: when the future is dropped, the order may have been given.
+    ///
+    /// # Errors
+    ///
+    /// [`PublishError`]; [`ErrorKind::Unroutable`](postrider_core::ErrorKind::Unroutable) or
+    /// [`ErrorKind::NotFound`](postrider_core::ErrorKind::NotFound) where there is no such
+    /// subscription.
+    pub async fn drain_key(
+        &self,
+        service: &str,
+        subscription: &str,
+        key: &str,
+    ) -> Result<(), PublishError> {
+        let exchange = self.inner.naming.durable_subscription_queue(service, subscription);
+        let mut message = drain(key);
+        message.headers.set(headers::KEY_SLOT, partitions::slot(key));
+        let order = Envelope::new(Address::exchange(exchange, ""), message);
+        Ok(self.inner.bare_publisher.publish(order).await?)
+    }
+
     /// Declares what a subscription needs and begins to handle its events.
     ///
     /// Not cancellation safe: when the future is dropped, nothing is handled, but the queue may have
@@ -246,6 +273,7 @@ impl Inner {
             tokio::spawn(gap::tell(events, env, handler, stop.clone()));
             stop.drop_guard()
         });
+        let (key_failure, delivery_limit) = (subscription.key_failure, subscription.delivery_limit);
         let mut settings = subscription.settings;
         if by == By::Broker {
             let capabilities = self.transport.capabilities();
@@ -282,8 +310,19 @@ impl Inner {
         let losses = self.transport.events();
         let consumer = partitions.consumer(&*self.transport, runner.settings).await?;
         let limits = runner.process.limits;
-        let key = move |envelope: &_| partitions::key_of(envelope, limits);
-        Ok(runner.run_in_order(consumer, losses, key, &queue))
+        let parking = |queue: &String| {
+            let letters = DeadLetters::of(&self.transport, queue.clone());
+            let publisher = Arc::clone(&self.bare_publisher);
+            let keeper = Keeper::new(&self.transport, publisher, &self.naming, queue);
+            let letters = letters.with_naming(self.naming.clone());
+            let parking = Parking::new(letters, keeper, key_failure, delivery_limit);
+            (queue.clone(), Arc::new(parking))
+        };
+        let order = Order {
+            key: Box::new(move |envelope| partitions::key_of(envelope, limits)),
+            partitions: partitions.queues().iter().map(parking).collect(),
+        };
+        Ok(runner.run_in_order(consumer, losses, order, &queue))
     }
 }
 

@@ -54,15 +54,20 @@ impl Place {
             By::Process => Queue::exclusive(self.queue.clone()).auto_delete(),
         };
         let keys = subscription.handlers.iter().map(|handler| handler.key.as_str());
-        let topology = dead_letter_topology(naming, &self.parked_as);
         if let Some(partitions) = &self.partitions {
-            let queue = |name| {
-                let mut queue = declared.clone();
+            // Each has dead letters of its own, which say what of its keys may go on.
+            let letters = partitions.queues().iter();
+            let letters = letters.map(|queue| dead_letter_topology(naming, queue));
+            let queue = |name: String| {
+                let mut queue = declared.clone().with_dead_letter(dead_letter_route(naming, &name));
                 queue.name = Cow::Owned(name);
                 queue
             };
-            return topology.and(partitions.topology(keys, queue));
+            return letters
+                .fold(Topology::new(), Topology::and)
+                .and(partitions.topology(keys, queue));
         }
+        let topology = dead_letter_topology(naming, &self.parked_as);
         let exchange = naming.event_exchange();
         let mut topology = topology.exchange(Exchange::topic(exchange.clone())).queue(declared);
         for key in keys {

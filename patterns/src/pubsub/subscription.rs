@@ -6,7 +6,7 @@ use postrider_core::Queue;
 use super::{Event, EventSet, Gap, RawEvent, gap::GapHandler, pattern};
 use crate::{
     codec::Limits,
-    consuming::Settings,
+    consuming::{KeyFailure, Settings},
     handler::{Context, HandlerError, codes},
     middleware::{Layers, Middleware},
     resilience::RetryPolicy,
@@ -33,6 +33,7 @@ pub struct Subscription {
     pub(super) layers: Layers,
     /// Into how many queues its events are spread by key.
     pub(super) partitions: Option<u32>,
+    pub(super) key_failure: KeyFailure,
 }
 
 /// Who shares the events.
@@ -102,6 +103,7 @@ impl Subscription {
             on_gap: None,
             layers: Layers::default(),
             partitions: None,
+            key_failure: KeyFailure::default(),
         }
     }
 
@@ -206,8 +208,9 @@ impl Subscription {
     /// [retry policy](Self::retry), while other keys go on, and what is behind it waits. That is
     /// bounded: by the tries of the policy, by 15 minutes of pauses in all, and by the
     /// [prefetch](Self::prefetch) of the partition, for once it is full of what waits, other keys
-    /// of that partition wait too. When the event is given up it is dead-lettered alone, and those
-    /// behind it go on without it.
+    /// of that partition wait too. When the event is given up it is dead-lettered, and those of its
+    /// key follow it until it is [drained](super::EventBus::drain_key), or
+    /// [go on](Self::key_failure) without it. Each partition has dead letters of its own.
     ///
     /// After a lost connection handlers at work are given up at their await, because another
     /// instance may work on their keys already. Another number of partitions is refused while the
@@ -215,6 +218,13 @@ impl Subscription {
     /// `docs/events.md`, on where order ends. Default: no order.
     pub fn ordered_by_key(mut self, partitions: u32) -> Self {
         self.partitions = Some(partitions);
+        self
+    }
+
+    /// What becomes of a key whose event is given up. Default: [`KeyFailure::BlockKey`]. Only for
+    /// subscriptions that are [ordered by key](Self::ordered_by_key), and the same in every instance.
+    pub fn key_failure(mut self, policy: KeyFailure) -> Self {
+        self.key_failure = policy;
         self
     }
 

@@ -3,16 +3,23 @@
 use std::{
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
 
 use postrider_core::Env;
-use postrider_patterns::{DeadLetterFilter, DeadLetters, HandlerError, RedriveOptions};
-use tokio::time::sleep;
+use postrider_patterns::{
+    DeadLetterFilter, HandlerError, KeyFailure, RedriveOptions, Subscription,
+};
+use tokio::{
+    sync::Notify,
+    time::{sleep, timeout},
+};
 
-use super::world::{SOON, Seen, World, events, ledger, moved, noting, quick, stop, until};
+use super::world::{
+    SOON, Seen, World, events, ledger, moved, noting, quick, stop, subscribed, until,
+};
 
 pub(crate) async fn a_failing_event_holds_up_its_key_alone(world: &World) {
     let (_connection, bus) = world.connected().await;
@@ -52,13 +59,144 @@ pub(crate) async fn a_failing_event_holds_up_its_key_alone(world: &World) {
     stop(running).await;
 }
 
-pub(crate) async fn what_is_given_up_is_kept_alone_and_can_come_back(world: &World) {
+/// Handles everything but what `number` it is told not to be well for.
+fn sick_at(seen: &Seen, sick: &Arc<AtomicU32>) -> Subscription {
+    let (seen, sick) = (seen.clone(), Arc::clone(sick));
+    ledger(move |event, _context| {
+        let (seen, is_sick) = (seen.clone(), sick.load(Ordering::SeqCst) == event.number);
+        async move {
+            if is_sick && event.account == "sick" {
+                return Err(HandlerError::transient("not now"));
+            }
+            seen.push(event);
+            Ok(())
+        }
+    })
+}
+
+const NONE: u32 = u32::MAX;
+
+pub(crate) async fn a_given_up_event_parks_its_key_until_it_is_drained(world: &World) {
+    let (connection, bus) = world.connected().await;
+    let (seen, sick) = (Seen::default(), Arc::new(AtomicU32::new(1)));
+    let running = bus.subscribe(sick_at(&seen, &sick)).await.unwrap();
+    for number in 0..4 {
+        bus.publish(&moved("sick", number)).await.unwrap();
+    }
+    bus.publish_all(&events(6, 3)).await.unwrap();
+    until("it and those behind it are kept", || running.stats().dead_lettered == 3).await;
+    until("the others go on", || seen.number() == 19).await;
+    assert_eq!(seen.of("sick"), [0]);
+    let letters = world.letters(&connection.transport);
+    let mut codes = Vec::new();
+    for letters in &letters {
+        for letter in letters.list(&DeadLetterFilter::all()).await.unwrap() {
+            assert_eq!(letter.original().headers.get("postrider-parked-key"), None);
+            codes.push(letter.code().unwrap().to_owned());
+        }
+    }
+    codes.sort_unstable();
+    assert_eq!(codes, ["KEY_PARKED", "KEY_PARKED", "TRANSIENT"]);
+
+    // It fails again, later on: what is before it is done with, and the rest stays.
+    sick.store(2, Ordering::SeqCst);
+    bus.drain_key("ledger", "accounts", "sick").await.unwrap();
+    until("it is done up to there", || seen.of("sick") == [0, 1]).await;
+    bus.publish(&moved("sick", 4)).await.unwrap();
+    let patience = timeout(SOON, async {
+        while world.parked(&connection.transport, "sick").await.len() != 3 {
+            sleep(Duration::from_millis(20)).await;
+        }
+    });
+    patience.await.expect("what was handled is no dead letter any more");
+
+    sick.store(NONE, Ordering::SeqCst);
+    bus.drain_key("ledger", "accounts", "sick").await.unwrap();
+    bus.publish(&moved("sick", 5)).await.unwrap();
+    until("all are handled", || seen.of("sick") == [0, 1, 2, 3, 4, 5]).await;
+    stop(running).await;
+    assert_eq!(world.parked(&connection.transport, "sick").await, [0; 0]);
+}
+
+pub(crate) async fn a_parked_key_stays_parked_for_the_next_instance(world: &World) {
+    let (connection, bus) = world.connected().await;
+    let (seen, sick) = (Seen::default(), Arc::new(AtomicU32::new(0)));
+    let running = bus.subscribe(sick_at(&seen, &sick)).await.unwrap();
+    bus.publish(&moved("sick", 0)).await.unwrap();
+    until("it is kept", || running.stats().dead_lettered == 1).await;
+    stop(running).await;
+
+    sick.store(NONE, Ordering::SeqCst);
+    let (doomed, own) = world.connected().await;
+    let next = subscribed(&own, || sick_at(&seen, &sick)).await;
+    for number in 1..3 {
+        bus.publish(&moved("sick", number)).await.unwrap();
+    }
+    until("those behind it are kept", || next.stats().dead_lettered == 2).await;
+    doomed.cut().await;
+    bus.publish(&moved("sick", 3)).await.unwrap();
+    until("after a loss too", || next.stats().dead_lettered >= 3).await;
+    assert_eq!(seen.of("sick"), [0; 0]);
+
+    // A redrive of its letters is the same as to drain it.
+    let mut draining = 0;
+    for letters in world.letters(&connection.transport) {
+        let report = letters.redrive(&DeadLetterFilter::all(), RedriveOptions::default()).await;
+        let report = report.unwrap();
+        assert_eq!((report.done, report.failed), (0, 0));
+        draining += report.draining;
+    }
+    assert!(draining >= 4, "{draining} letters");
+    until("all are handled in order", || seen.of("sick") == [0, 1, 2, 3]).await;
+    bus.publish(&moved("sick", 4)).await.unwrap();
+    until("the key goes on", || seen.of("sick") == [0, 1, 2, 3, 4]).await;
+    stop(next).await;
+}
+
+pub(crate) async fn a_stop_in_the_midst_of_draining_leaves_the_rest_in_order(world: &World) {
+    let (connection, bus) = world.connected().await;
+    let (seen, sick) = (Seen::default(), Arc::new(AtomicU32::new(0)));
+    let running = bus.subscribe(sick_at(&seen, &sick)).await.unwrap();
+    for number in 0..6 {
+        bus.publish(&moved("sick", number)).await.unwrap();
+    }
+    until("all are kept", || running.stats().dead_lettered == 6).await;
+    stop(running).await;
+
+    let (noted, reached) = (seen.clone(), Arc::new(Notify::new()));
+    let reaching = Arc::clone(&reached);
+    let slow = ledger(move |event, _context| {
+        let (seen, reached) = (noted.clone(), Arc::clone(&reaching));
+        async move {
+            if event.number == 2 {
+                reached.notify_one();
+                std::future::pending::<()>().await;
+            }
+            seen.push(event);
+            Ok(())
+        }
+    });
+    let slow = bus.subscribe(slow).await.unwrap();
+    bus.drain_key("ledger", "accounts", "sick").await.unwrap();
+    reached.notified().await;
+    let report = slow.stop(Duration::from_millis(100)).await;
+    assert_eq!(report.still_running, 0);
+
+    let next = subscribed(&bus, || noting(&seen)).await;
+    bus.publish(&moved("sick", 6)).await.unwrap();
+    until("all are handled", || seen.number() == 7).await;
+    seen.assert_in_order();
+    stop(next).await;
+    assert_eq!(world.parked(&connection.transport, "sick").await, [0; 0]);
+}
+
+pub(crate) async fn a_key_that_skips_ahead_leaves_what_failed_behind(world: &World) {
     let (connection, bus) = world.connected().await;
     let (seen, is_well) = (Seen::default(), Arc::new(AtomicBool::new(false)));
     let (noted, well) = (seen.clone(), Arc::clone(&is_well));
     let tried = Arc::new(Mutex::new(Vec::new()));
     let tries = Arc::clone(&tried);
-    let running = bus.subscribe(ledger(move |event, context| {
+    let subscription = ledger(move |event, context| {
         let (seen, is_well) = (noted.clone(), well.load(Ordering::SeqCst));
         let tries = Arc::clone(&tries);
         async move {
@@ -69,8 +207,8 @@ pub(crate) async fn what_is_given_up_is_kept_alone_and_can_come_back(world: &Wor
             seen.push(event);
             Ok(())
         }
-    }));
-    let running = running.await.unwrap();
+    });
+    let running = bus.subscribe(subscription.key_failure(KeyFailure::SkipAhead)).await.unwrap();
     for number in 0..3 {
         bus.publish(&moved("poisoned", number)).await.unwrap();
     }
@@ -79,14 +217,14 @@ pub(crate) async fn what_is_given_up_is_kept_alone_and_can_come_back(world: &Wor
     assert_eq!(*tried.lock().unwrap(), [1, 2, 3, 4]);
     until("it is kept", || running.stats().dead_lettered == 1).await;
 
-    let letters =
-        DeadLetters::of(&connection.transport, world.queue()).with_naming(world.naming.clone());
-    let kept = letters.peek(10).await.unwrap();
-    assert_eq!(kept.len(), 1);
+    assert_eq!(world.parked(&connection.transport, "poisoned").await, [1]);
     is_well.store(true, Ordering::SeqCst);
-    let report =
-        letters.redrive(&DeadLetterFilter::all(), RedriveOptions::default()).await.unwrap();
-    assert_eq!((report.done, report.failed), (1, 0));
+    let mut done = 0;
+    for letters in world.letters(&connection.transport) {
+        let all = DeadLetterFilter::all();
+        done += letters.redrive(&all, RedriveOptions::default()).await.unwrap().done;
+    }
+    assert_eq!(done, 1);
     until("it came back", || seen.number() == 3).await;
     assert_eq!(seen.of("poisoned"), [0, 2, 1]);
     stop(running).await;

@@ -24,7 +24,10 @@ pub(crate) const FUNCTIONS: &[Named<World>] = functions! {
         what_cannot_keep_order_is_refused;
     failures:
         a_failing_event_holds_up_its_key_alone,
-        what_is_given_up_is_kept_alone_and_can_come_back,
+        a_given_up_event_parks_its_key_until_it_is_drained,
+        a_parked_key_stays_parked_for_the_next_instance,
+        a_stop_in_the_midst_of_draining_leaves_the_rest_in_order,
+        a_key_that_skips_ahead_leaves_what_failed_behind,
         a_stop_ends_the_waiting_and_leaves_the_order_to_the_next,
         random_failures_invert_no_key;
     losses:

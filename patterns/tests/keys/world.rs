@@ -10,7 +10,8 @@ use std::{
 use futures_util::{FutureExt, future::LocalBoxFuture};
 use postrider_core::{Env, Exchange, Queue, Topology, Transport};
 use postrider_patterns::{
-    Context, Event, EventBus, HandlerError, Jitter, Naming, RetryPolicy, Running, Subscription,
+    Context, DeadLetterFilter, DeadLetters, Event, EventBus, HandlerError, Jitter, Naming,
+    RetryPolicy, Running, Subscription,
 };
 use postrider_testkit::harness::{Connection, TestBroker};
 use serde::{Deserialize, Serialize};
@@ -109,12 +110,13 @@ impl suite::World for World {
                 .exchange(Exchange::topic(self.naming.event_exchange()))
                 .exchange(Exchange::direct(self.naming.dead_letter_exchange()))
                 .exchange(Exchange::headers(queue.clone()))
-                .queue(Queue::durable(self.naming.dead_letter_queue(&queue)))
                 .queue(Queue::durable(queue.clone()));
             topology.exchanges.extend(others);
             for number in 0..PARTITIONS {
-                topology =
-                    topology.queue(Queue::durable(self.naming.partition_queue(&queue, number)));
+                let queue = self.naming.partition_queue(&queue, number);
+                topology = topology
+                    .queue(Queue::durable(self.naming.dead_letter_queue(&queue)))
+                    .queue(Queue::durable(queue));
             }
             transport.remove(&topology).await.unwrap();
             transport.close(SOON).await.unwrap();
@@ -136,6 +138,28 @@ impl World {
         let connection = self.connect().await;
         let bus = self.bus(&connection.transport).await;
         (connection, bus)
+    }
+
+    /// The dead letters of each partition.
+    pub(crate) fn letters(&self, transport: &Arc<dyn Transport>) -> Vec<DeadLetters> {
+        let letters = |number| {
+            let queue = self.naming.partition_queue(&self.queue(), number);
+            DeadLetters::of(transport, queue).with_naming(self.naming.clone())
+        };
+        (0..PARTITIONS).map(letters).collect()
+    }
+
+    /// The numbers of an account that are among the dead letters, in the order they lie there.
+    pub(crate) async fn parked(&self, transport: &Arc<dyn Transport>, account: &str) -> Vec<i64> {
+        let mut numbers = Vec::new();
+        for letters in self.letters(transport) {
+            for letter in letters.list(&DeadLetterFilter::all().key(account)).await.unwrap() {
+                let body: serde_json::Value =
+                    rmp_serde::from_slice(&letter.message().body).unwrap();
+                numbers.push(body["data"]["number"].as_i64().unwrap());
+            }
+        }
+        numbers
     }
 
     pub(crate) fn queue(&self) -> String {

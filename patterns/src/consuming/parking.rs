@@ -1,0 +1,252 @@
+//! The keys of a partition whose event was given up, and what waits behind it.
+//!
+//! They are known by the partition's dead letters alone: each says which key it parks, and its number
+//! among those of its key. So they outlive whoever has the partition, and since only that instance
+//! writes there, it need not look again until it may have lost the partition.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use postrider_core::{Address, DeliveryInfo, Envelope, ErrorKind, HeaderValue, Message, Result};
+use tokio::{
+    sync::{MappedMutexGuard, Mutex, MutexGuard},
+    time::sleep,
+};
+
+use crate::{
+    dead_letters::{DeadLetterFilter, DeadLetters, DeadMessage},
+    handler::HandlerError,
+    headers,
+    resilience::Keeper,
+};
+
+/// How many dead letters a partition may have before events that fail wait instead.
+const MOST_LETTERS: u64 = 1_000;
+
+/// How many are looked at: those, and what handlers at work added at once when there was still room.
+const WINDOW: u16 = 2_000;
+
+/// How long it waits before it looks again where that failed, and where there is no room.
+const PAUSE: Duration = Duration::from_secs(1);
+const PAUSE_FOR_ROOM: Duration = Duration::from_secs(30);
+
+/// The type of the message that has the letters of its key handled.
+pub(crate) const DRAIN: &str = "postrider.drain_key";
+
+/// What becomes of a key whose event is given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum KeyFailure {
+    /// Its later events follow the one that failed into the dead letters, in their order, until the
+    /// key is [drained](crate::EventBus::drain_key).
+    #[default]
+    BlockKey,
+    /// The event is dead-lettered alone, and its key goes on without it.
+    SkipAhead,
+}
+
+/// The dead letters of one partition, and the keys that they park.
+pub(crate) struct Parking {
+    letters: DeadLetters,
+    keeper: Keeper,
+    policy: KeyFailure,
+    /// An event that failed as often for the broker gets no other chance: the next one is the
+    /// broker's, who would dead-letter it alone.
+    delivery_limit: u32,
+    known: Mutex<Option<Known>>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    letters: u64,
+    /// The next number of each key that is parked.
+    keys: HashMap<String, i64>,
+}
+
+/// The message that has the letters of `key` handled, for the partition that the key is in.
+pub(crate) fn drain(key: &str) -> Message {
+    Message::new("").with_type(DRAIN).with_key(key.to_owned())
+}
+
+/// The key that a dead letter parks.
+pub(crate) fn parked_key(message: &Message) -> Option<&str> {
+    message.headers.get(headers::PARKED_KEY).and_then(HeaderValue::as_text)
+}
+
+fn number(letter: &DeadMessage) -> i64 {
+    let number = letter.message().headers.get(headers::PARKED_NUMBER);
+    number.and_then(HeaderValue::as_int).unwrap_or(0)
+}
+
+impl Parking {
+    pub(crate) fn new(
+        letters: DeadLetters,
+        keeper: Keeper,
+        policy: KeyFailure,
+        delivery_limit: u32,
+    ) -> Self {
+        let letters = letters.with_window(WINDOW);
+        Self { letters, keeper, policy, delivery_limit, known: Mutex::default() }
+    }
+
+    pub(super) const fn is_last_chance(&self, info: &DeliveryInfo) -> bool {
+        info.failures >= self.delivery_limit
+    }
+
+    /// Somebody else may have had the partition since.
+    pub(super) async fn forget(&self) {
+        *self.known.lock().await = None;
+    }
+
+    pub(super) async fn is_parked(&self, key: &str) -> bool {
+        self.policy == KeyFailure::BlockKey && self.known().await.keys.contains_key(key)
+    }
+
+    /// Waits until another dead letter can be kept so that all of them can be looked at.
+    pub(super) async fn room(&self) {
+        if self.policy == KeyFailure::SkipAhead {
+            return;
+        }
+        while self.known().await.letters >= MOST_LETTERS {
+            match self.letters.count().await {
+                Ok(count) if count < MOST_LETTERS => self.known().await.letters = count,
+                _full_or_unknown => {
+                    let queue = self.letters.queue();
+                    tracing::error!(
+                        queue,
+                        "too many dead letters: what fails keeps its key waiting"
+                    );
+                    sleep(PAUSE_FOR_ROOM).await;
+                }
+            }
+        }
+    }
+
+    /// Keeps a dead letter, as [`Keeper::keep`]; the last of its key, which is parked by it.
+    pub(super) async fn keep(
+        &self,
+        key: Option<&str>,
+        envelope: &Envelope,
+        info: &DeliveryInfo,
+        error: &HandlerError,
+    ) -> Result<()> {
+        let mut envelope = envelope.clone();
+        let note = &mut envelope.message.headers;
+        note.remove(headers::PARKED_KEY);
+        note.remove(headers::PARKED_NUMBER);
+        let key = key.filter(|_| self.policy == KeyFailure::BlockKey);
+        let mut next = 0;
+        if let Some(key) = key {
+            next = self.known().await.keys.get(key).copied().unwrap_or(0);
+            note.set(headers::PARKED_KEY, key.to_owned());
+            note.set(headers::PARKED_NUMBER, next);
+        }
+        self.keeper.keep(&envelope, info, error).await?;
+        if self.policy == KeyFailure::BlockKey {
+            let mut known = self.known().await;
+            known.letters += 1;
+            if let Some(key) = key {
+                known.keys.insert(key.to_owned(), next.saturating_add(1));
+            }
+        }
+        Ok(())
+    }
+
+    /// The letters of a key, in their order.
+    pub(super) async fn letters_of(&self, key: &str) -> Vec<DeadMessage> {
+        let key = key.to_owned();
+        let of_key = move |letter: &DeadMessage| parked_key(letter.message()) == Some(&key);
+        let mut letters = self.list(&DeadLetterFilter::all().matching(of_key)).await;
+        letters.sort_by_key(number);
+        letters
+    }
+
+    /// Takes letters away that were handled.
+    ///
+    /// # Errors
+    ///
+    /// The transport was closed.
+    pub(super) async fn remove(&self, handled: &[DeadMessage]) -> Result<()> {
+        let Some(first) = handled.first() else { return Ok(()) };
+        let (key, last) = (parked_key(first.message()).map(str::to_owned), handled.len());
+        let id = |letter: &DeadMessage| (number(letter), letter.message().message_id.clone());
+        let ids: HashSet<_> = handled.iter().map(id).collect();
+        let meant = DeadLetterFilter::all().matching(move |letter| {
+            parked_key(letter.message()) == key.as_deref() && ids.contains(&id(letter))
+        });
+        loop {
+            match self.letters.discard(&meant).await {
+                Ok(_report) => break,
+                Err(error) if !error.is_retryable() && error.kind() != ErrorKind::TimedOut => {
+                    return Err(error);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "letters that were handled could not be taken away yet");
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+        let mut known = self.known().await;
+        known.letters = known.letters.saturating_sub(last as u64);
+        Ok(())
+    }
+
+    /// Lets a key go on.
+    pub(super) async fn open(&self, key: &str) {
+        self.known().await.keys.remove(key);
+    }
+
+    /// The envelope of a letter as its handler gets it.
+    pub(super) fn original(letter: &DeadMessage, queue: &str) -> Arc<Envelope> {
+        let address = letter.origin_address().unwrap_or_else(|| Address::queue(queue.to_owned()));
+        Arc::new(Envelope::new(address, letter.original()))
+    }
+
+    async fn known(&self) -> MappedMutexGuard<'_, Known> {
+        let mut known = self.known.lock().await;
+        if known.is_none() {
+            *known = Some(self.look().await);
+        }
+        MutexGuard::map(known, Option::get_or_insert_default)
+    }
+
+    async fn look(&self) -> Known {
+        let letters = self.list(&DeadLetterFilter::all()).await;
+        let mut known = Known { letters: letters.len() as u64, keys: HashMap::new() };
+        for letter in &letters {
+            if let Some(key) = parked_key(letter.message()) {
+                let next = known.keys.entry(key.to_owned()).or_default();
+                *next = number(letter).saturating_add(1).max(*next);
+            }
+        }
+        known
+    }
+
+    /// All that match. It tries until it succeeds: without it no key may go on.
+    async fn list(&self, filter: &DeadLetterFilter) -> Vec<DeadMessage> {
+        let queue = self.letters.queue();
+        loop {
+            match self.letters.count().await {
+                Err(error) if error.kind() == ErrorKind::NotFound => return Vec::new(),
+                Ok(count) if count > u64::from(WINDOW) => {
+                    tracing::error!(queue, count, "too many dead letters to tell which keys wait");
+                    sleep(PAUSE_FOR_ROOM).await;
+                }
+                Ok(_few) => match self.letters.list(filter).await {
+                    Ok(letters) => return letters,
+                    Err(error) => {
+                        tracing::warn!(queue, %error, "dead letters could not be looked at yet");
+                        sleep(PAUSE).await;
+                    }
+                },
+                Err(error) => {
+                    tracing::warn!(queue, %error, "dead letters could not be counted yet");
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+}
