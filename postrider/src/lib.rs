@@ -39,6 +39,8 @@
 //! | `amqp10` | `amqp10://user:password@host/vhost` | RabbitMQ 4 and others over AMQP 1.0 |
 //! | `tls` with these | `amqps://…`, `amqp10s://…` | the same, encrypted |
 //!
+//! `metrics` adds the middleware `Measure`, and `admin` the HTTP endpoint of a [`Service`].
+//!
 //! A program can also depend on `postrider-patterns` and one transport crate, without this one.
 
 mod connect;
@@ -81,6 +83,11 @@ struct MiddlewareGuide;
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/routing.md")]
 struct RoutingGuide;
+
+/// The guide to the host of a service, whose programs are compiled.
+#[cfg(all(doctest, feature = "inmemory", feature = "admin"))]
+#[doc = include_str!("../../docs/service.md")]
+struct ServiceGuide;
 
 /// The guide to discovery, whose programs are compiled.
 #[cfg(doctest)]

@@ -1,6 +1,6 @@
 use std::{collections::BTreeMap, fmt, time::Duration};
 
-use postrider_core::{Binding, Exchange, Queue, Target, Topology};
+use postrider_core::{Binding, Exchange, Queue, QueueKind, Target, Topology};
 
 use crate::{
     consuming::Outline,
@@ -105,7 +105,7 @@ impl fmt::Display for PartPlan {
         writeln!(f, "{}", self.part)?;
         let mut row = |label: &str, text: String| writeln!(f, "  {label:<12} {text}");
         row("takes from", self.queues.join(", "))?;
-        row("at once", format!("{} handled, {} in hand", self.concurrency, self.prefetch))?;
+        row("concurrency", format!("{}, prefetch {}", self.concurrency, self.prefetch))?;
         let limit = self.handler_timeout.map_or("none".to_owned(), |limit| format!("{limit:?}"));
         row("time limit", limit)?;
         row("retries", self.retry.as_ref().map_or("none".to_owned(), retries))?;
@@ -156,6 +156,8 @@ fn queue(queue: &Queue) -> String {
     fact(queue.exclusive, "exclusive".to_owned());
     fact(queue.auto_delete, "goes with its consumer".to_owned());
     fact(queue.single_active_consumer, "one active consumer".to_owned());
+    let is_unlimited = queue.kind == QueueKind::Quorum && queue.delivery_limit.is_none();
+    fact(is_unlimited, "no delivery limit".to_owned());
     let limit =
         |number: Option<String>, what: &str| number.map(|number| format!("{what} {number}"));
     let time = |time: Option<Duration>| time.map(|time| format!("{time:?}"));
@@ -211,4 +213,53 @@ fn bindings(bindings: &[Binding]) -> Vec<String> {
         keys => format!("{way} by {keys}"),
     };
     keys.into_iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ErrorClass, Tries, dead_letter_route, naming::Naming};
+
+    #[test]
+    fn whatever_is_set_is_said() {
+        let minute = Duration::from_secs(60);
+        let mut requests = Queue::classic("q").with_expires(minute).with_message_ttl(minute);
+        requests = requests.with_max_length(9).with_max_length_bytes(8).with_max_priority(7);
+        let text = queue(&requests.with_dead_letter(dead_letter_route(&Naming::default(), "q")));
+        for fact in [
+            "q: classic, messages expire after 60s, goes when unused for 60s, messages at most 9",
+            "bytes at most 8, highest priority 7, drop-head",
+            "dead letters to exchange 'dead_letter_exchange' with key 'dead_letter_q'",
+        ] {
+            assert!(text.contains(fact), "{text}");
+        }
+        let delayed = Queue::durable("q").with_retry_delay(minute, minute).single_active_consumer();
+        let wanted = "q: quorum, one active consumer, delivery limit 20, \
+                      retry delay 60s for each failure, up to 60s";
+        assert_eq!(queue(&delayed), wanted);
+        let spread = Exchange::headers("x").transient().auto_delete().internal();
+        let wanted = "x: headers, transient, goes with its last binding, internal, \
+                      the rest to exchange 'y'";
+        assert_eq!(exchange(&spread.with_alternate("y")), wanted);
+    }
+
+    #[test]
+    fn a_policy_is_told_with_its_classes() {
+        let policy = RetryPolicy::never().with_immediate(2);
+        assert_eq!(retries(&policy), "2 at once; then dead-lettered");
+        let wanted = "2 at once, 0 after 1s × 2 up to 300s, spread; \
+                      UNAVAILABLE: 0 at once, 9 delayed; then dead-lettered";
+        let policy = policy.with_class(ErrorClass::Unavailable, Tries::new(0, 9));
+        assert_eq!(retries(&policy), wanted);
+    }
+
+    #[test]
+    fn keys_that_lead_to_one_place_share_a_line() {
+        let keys = ["a", "b"].map(|key| Binding::queue("x", "q", key));
+        let all = Binding::exchange("x", "y", "");
+        assert_eq!(
+            bindings(&[&keys[..], &[all]].concat()),
+            ["x -> exchange y", "x -> queue q by a, b"]
+        );
+    }
 }

@@ -130,10 +130,9 @@ impl RunningService {
         self.stop().await
     }
 
-    /// Runs until the process is told to end, by SIGTERM or SIGINT, or by Ctrl-C where there are no
-    /// signals, and [stops](Self::stop). A second signal ends the drain at once, as if its deadline
-    /// had come. From the call on, and until the process ends, these signals do not end it by
-    /// themselves.
+    /// Runs until the process is told to end, by SIGTERM or SIGINT, or by Ctrl-C on Windows, and
+    /// [stops](Self::stop). A second signal ends the drain at once, as if its deadline had come.
+    /// Once this is polled, and until the process ends, these signals do not end it by themselves.
     ///
     /// When no part consumes any more (their queues were deleted, the transport was closed), there
     /// is nothing left to wait for, and it stops without a signal.

@@ -2,12 +2,14 @@
 
 use std::io;
 
-/// The signals that tell this process to end: SIGTERM and SIGINT, or Ctrl-C where there are none.
+/// The signals that tell this process to end: SIGTERM and SIGINT, or Ctrl-C on Windows.
 pub(super) struct Signals {
     #[cfg(unix)]
     terminate: tokio::signal::unix::Signal,
     #[cfg(unix)]
     interrupt: tokio::signal::unix::Signal,
+    #[cfg(windows)]
+    interrupt: tokio::signal::windows::CtrlC,
 }
 
 #[cfg(unix)]
@@ -30,17 +32,15 @@ impl Signals {
     }
 }
 
-#[cfg(not(unix))]
+#[cfg(windows)]
 impl Signals {
+    /// From now on Ctrl-C does not end the process by itself.
     pub(super) fn listen() -> io::Result<Self> {
-        Ok(Self {})
+        Ok(Self { interrupt: tokio::signal::windows::ctrl_c()? })
     }
 
     /// Waits for the next one. Cancellation safe.
     pub(super) async fn next(&mut self) {
-        if let Err(error) = tokio::signal::ctrl_c().await {
-            tracing::error!(%error, "Ctrl-C is not heard");
-            std::future::pending::<()>().await;
-        }
+        self.interrupt.recv().await;
     }
 }

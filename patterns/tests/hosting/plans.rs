@@ -113,10 +113,10 @@ service mail: 2 parts, drained within 30s
 
 worker email
   takes from   email
-  at once      4 handled, 12 in hand
+  concurrency  4, prefetch 12
   time limit   10s
   retries      3 at once, 5 after 1s × 2 up to 300s, spread; then dead-lettered
-  queue        email.dead_letters: quorum
+  queue        email.dead_letters: quorum, no delivery limit
   queue        email: quorum, delivery limit 20, dead letters to exchange 'dead_letter_exchange' with key 'email.dead_letters'
   queue        email.control.{id}: classic, transient, exclusive, goes with its consumer, messages at most 10000, drop-head
   exchange     dead_letter_exchange: direct
@@ -126,10 +126,10 @@ worker email
 
 subscription mail.welcome
   takes from   mail.welcome
-  at once      16 handled, 48 in hand
+  concurrency  16, prefetch 48
   time limit   none
   retries      0 at once; then dead-lettered
-  queue        mail.welcome.dead_letters: quorum
+  queue        mail.welcome.dead_letters: quorum, no delivery limit
   queue        mail.welcome: quorum, delivery limit 20, dead letters to exchange 'dead_letter_exchange' with key 'mail.welcome.dead_letters'
   exchange     dead_letter_exchange: direct
   exchange     event_bus: topic
