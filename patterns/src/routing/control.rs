@@ -11,8 +11,12 @@ use postrider_core::Transport;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex as AsyncMutex, watch};
 
-use super::table::{Change, RoutingTable};
+use super::{
+    change::Change,
+    table::{MAX_TABLE_BYTES, RoutingTable},
+};
 use crate::{
+    codec::Limits,
     consuming::Running,
     handler::{ErrorClass, HandlerError},
     naming::Naming,
@@ -123,6 +127,9 @@ impl TableStore for InMemoryTables {
     }
 }
 
+/// How large a request to change a table may be: what it asks for must fit into one.
+const MAX_REQUEST_BYTES: usize = 2 * MAX_TABLE_BYTES;
+
 /// The one who changes a table.
 #[derive(Debug)]
 pub(super) struct Control {
@@ -163,6 +170,7 @@ impl Control {
         let changing = Arc::new(self);
         RpcServer::new(service)
             .naming(naming)
+            .limits(Limits::default().with_max_body_bytes(MAX_REQUEST_BYTES))
             .method(move |request: ChangeRules, _context| {
                 let control = Arc::clone(&changing);
                 async move { control.change(request).await }

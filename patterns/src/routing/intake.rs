@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use futures_util::future::{BoxFuture, Shared};
 use postrider_core::{Error, ErrorKind, Publisher, Queue, Result, Topology, Transport};
 
 use crate::{
@@ -11,6 +12,9 @@ use crate::{
 
 /// How many routers a message may come through.
 const MAX_HOPS: u32 = 16;
+
+/// What consuming waits for.
+pub(super) type Begin = Shared<BoxFuture<'static, ()>>;
 
 /// Where a router, splitter or aggregator takes its messages from, and how.
 ///
@@ -142,13 +146,14 @@ impl Intake {
         Ok(())
     }
 
-    /// Declares the queues and begins to consume them.
+    /// Declares the queues and begins to consume them, at once or after `begin`.
     pub(super) async fn start<P: Process>(
         self,
         transport: &Arc<dyn Transport>,
         publisher: &Arc<dyn Publisher>,
         process: P,
         single: bool,
+        begin: Option<Begin>,
     ) -> Result<Vec<Running>> {
         let topology = self.queues.iter().fold(Topology::new(), |topology, name| {
             let topology = topology.and(dead_letter_topology(&self.naming, name));
@@ -170,7 +175,10 @@ impl Intake {
                 settings: self.settings,
                 counters: Arc::new(Counters::default()),
             };
-            running.push(runner.start(transport, name).await?);
+            running.push(match &begin {
+                Some(begin) => runner.start_after(begin.clone(), transport, name)?,
+                None => runner.start(transport, name).await?,
+            });
         }
         Ok(running)
     }

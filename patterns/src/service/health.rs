@@ -56,6 +56,8 @@ pub struct PartHealth {
 pub enum PartState {
     /// It consumes.
     Consuming,
+    /// It takes nothing yet: a controlled router that waits for its first rules.
+    Held,
     /// It gets nothing, though it has room and messages wait in its queue.
     Stalled,
     /// It consumes no more, and why, when it was for an error.
@@ -63,17 +65,19 @@ pub enum PartState {
 }
 
 impl ServiceHealth {
-    /// Whether all parts consume. When not, only a restart helps. A lost connection restores itself
-    /// and does not count here.
+    /// Whether all parts consume, or wait for what lets them begin. When not, only a restart helps. A
+    /// lost connection restores itself and does not count here.
     #[must_use]
     pub fn is_live(&self) -> bool {
-        self.parts.iter().all(|part| matches!(part.state, PartState::Consuming))
+        let lives = |state: &PartState| matches!(state, PartState::Consuming | PartState::Held);
+        self.parts.iter().all(|part| lives(&part.state))
     }
 
     /// Whether all parts consume over a connection that is open and not blocked.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.is_live() && self.connection == ConnectionState::Connected
+        self.parts.iter().all(|part| matches!(part.state, PartState::Consuming))
+            && self.connection == ConnectionState::Connected
     }
 }
 
@@ -152,6 +156,7 @@ impl Watched {
         let stats = counters.stats();
         let state = match &*self.gauge.state.borrow() {
             State::Ended(error) => PartState::Ended(error.clone()),
+            State::Held => PartState::Held,
             State::Running if self.starved.load(Ordering::Relaxed) >= LOOKS => PartState::Stalled,
             State::Running => PartState::Consuming,
         };

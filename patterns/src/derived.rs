@@ -4,7 +4,7 @@
 use uuid::{Builder, Uuid};
 
 /// A `UUIDv8` of the BLAKE3 hash over the parts, each behind its length.
-pub(super) fn derived<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Uuid {
+pub(crate) fn derived<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Uuid {
     let mut hasher = blake3::Hasher::new();
     for part in parts {
         hasher.update(&(part.len() as u64).to_le_bytes());
