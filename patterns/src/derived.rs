@@ -1,5 +1,5 @@
 //! Ids that follow from what a message is made of, so that whoever makes it again gives it the
-//! same.
+//! same; and what is remembered in place of texts of any length.
 
 use uuid::{Builder, Uuid};
 

@@ -287,7 +287,7 @@ impl State {
 mod tests {
     use std::time::Duration;
 
-    use postrider_core::{Address, DeliveryInfo, Envelope, Message};
+    use postrider_core::{Address, DeliveryInfo, Env, Envelope, Message};
 
     use super::*;
     use crate::codec::Limits;
@@ -302,8 +302,12 @@ mod tests {
         Groups::new(Bounds { groups, parts, bytes })
     }
 
+    fn after(seconds: u64) -> Instant {
+        Env::simulated(7).deadline(Duration::from_secs(seconds))
+    }
+
     fn take(groups: &Groups, key: &str, size: usize, id: &str) -> Taken {
-        groups.take(key, &part(size), Some(id), Instant::now())
+        groups.take(key, &part(size), Some(id), after(0))
     }
 
     #[tokio::test(start_paused = true)]
@@ -331,12 +335,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_part_that_comes_again_takes_the_place_of_the_other_and_no_room() {
         let groups = groups(9, 2, 10);
-        let end = Instant::now() + Duration::from_secs(9);
+        let end = after(9);
         let first = groups.take("a", &part(5), Some("1"), end);
         let Taken::First(mut first, _) = first else { panic!("{first:?}") };
         let mut latest = None;
         for _ in 0..9 {
-            let again = groups.take("a", &part(5), Some("1"), end + Duration::from_secs(9));
+            let again = groups.take("a", &part(5), Some("1"), after(99));
             let Taken::Again(mut waiting, Some(term)) = again else { panic!("{again:?}") };
             // Copies do not keep a group alive.
             assert_eq!(term.end, end);

@@ -59,7 +59,8 @@ impl Intake {
         }
     }
 
-    /// Adds a queue: a fan-in. Each has the concurrency and the dead-letter queue of its own.
+    /// Adds a queue: a fan-in. Each has the concurrency and the dead-letter queue of its own. See
+    /// [`Aggregator`](super::Aggregator) on what that means for groups.
     pub fn and_queue(mut self, name: impl Into<String>) -> Self {
         self.queues.push(name.into());
         self

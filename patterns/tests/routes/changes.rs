@@ -150,7 +150,7 @@ pub(crate) async fn a_router_without_rules_takes_nothing_before_they_come(world:
     let (client, service) = (client(world, &transport).await, world.name(SERVICE));
     assert_eq!(client.call(&service, &ListRules {}).await.unwrap().version, 0);
     assert!(running.is_held() && running.is_running() && running.is_controlled());
-    assert_eq!(world.waiting(&*transport, "orders").await, 2);
+    world.comes_to_hold(&*transport, "orders", 2).await;
 
     // A change that is refused brings no rules.
     let refused = ChangeRules::new([Change::Remove("a".to_owned())]);
@@ -251,7 +251,7 @@ pub(crate) async fn a_control_that_has_ended_is_seen_and_its_router_goes_on(worl
     comes_to(&running, |stats| stats.control.is_some_and(|control| control.acked == 1)).await;
     assert!(running.is_running() && running.is_controlled());
     end_control(world, &*transport).await;
-    timeout(SOON, running.ended()).await.expect("it is told").unwrap_err();
+    let _why = timeout(SOON, running.ended()).await.expect("it is told");
     assert!(!running.is_running() && !running.is_controlled());
     assert_eq!(running.stats().control, None);
     world.put(&*transport, "orders", json("1", "{}").with_type("a")).await;

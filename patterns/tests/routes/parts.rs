@@ -84,7 +84,7 @@ pub(crate) async fn a_part_stays_at_the_broker_though_its_copy_was_settled(world
     world.put(&*watching, "parts", part("b", 2, 3)).await;
     assert_eq!(value(&world.take(&*watching, "whole").await), json!([0, 1, 2]));
     comes_to(&second, |stats| stats.complete == 1 && stats.run.acked >= 3).await;
-    assert_eq!(world.waiting(&*watching, "parts").await, 0);
+    world.comes_to_hold(&*watching, "parts", 0).await;
     stop(second).await;
 }
 
@@ -104,7 +104,7 @@ pub(crate) async fn a_group_may_come_over_several_queues(world: &World) {
     stop(aggregator).await;
     // Each was acknowledged where it came from.
     for queue in ["web", "shop"] {
-        assert_eq!(world.waiting(&*transport, queue).await, 0);
+        world.comes_to_hold(&*transport, queue, 0).await;
     }
 }
 

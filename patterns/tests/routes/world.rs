@@ -141,6 +141,16 @@ impl World {
     pub(crate) async fn waiting(&self, transport: &dyn Transport, name: &str) -> u64 {
         transport.queue_info(&self.name(name)).await.unwrap().unwrap().ready
     }
+
+    /// Waits until so many messages wait in a queue; brokers count late.
+    pub(crate) async fn comes_to_hold(&self, transport: &dyn Transport, name: &str, number: u64) {
+        let coming = timeout(SOON, async {
+            while self.waiting(transport, name).await != number {
+                sleep(Duration::from_millis(10)).await;
+            }
+        });
+        assert!(coming.await.is_ok(), "{number} messages wait in {name}");
+    }
 }
 
 /// Three tries, without a long wait.
