@@ -14,8 +14,8 @@ use super::{
 };
 
 impl<P: Process> Runner<P> {
-    /// As [`start`](Self::start), but it consumes only after `begin`; until then its messages stay in
-    /// the queue, for others or for later.
+    /// As [`start`](Self::start), but it consumes only after `begin`; until then its messages stay
+    /// in the queue, for others or for later.
     pub(crate) fn start_after(
         self,
         begin: impl Future<Output = ()> + Send + 'static,

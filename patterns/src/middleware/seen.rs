@@ -70,8 +70,8 @@ pub trait Seen: fmt::Debug + Send + Sync + 'static {
     fn release(&self, key: &SeenKey);
 }
 
-/// [`Seen`] in memory: of this process alone, and gone with it. It keeps a hash of 16 bytes in place
-/// of each key, so that long keys take no more room than others.
+/// [`Seen`] in memory: of this process alone, and gone with it. It keeps a hash of 16 bytes in
+/// place of each key, so that long keys take no more room than others.
 #[derive(Debug)]
 pub struct InMemorySeen {
     most: usize,

@@ -97,18 +97,19 @@ pub enum Incomplete {
 ///
 /// The parts of a group stay unacknowledged until the broker has what was made of them: after a
 /// crash they come again, and the message that is made of them then has the same id. A part that is
-/// there already, by its number or id, takes the place of the first, which is acknowledged and counted
-/// as a duplicate: so copies take no room, and the one that stays is at the broker whichever of them
-/// was lost. What is not complete in time ends as [`Incomplete`] says. After a crash in the moment of acknowledging, when some parts
-/// of a group are gone and the rest come again, that is the end of the rest too.
+/// there already, by its number or id, takes the place of the first, which is acknowledged and
+/// counted as a duplicate: so copies take no room, and the one that stays is at the broker
+/// whichever of them was lost. What is not complete in time ends as [`Incomplete`] says. After a
+/// crash in the moment of acknowledging, when some parts of a group are gone and the rest come
+/// again, that is the end of the rest too.
 ///
 /// One process at a time aggregates a queue, since its consumer is the only active one; others
 /// stand by. Use a [`Partitioner`](super::Partitioner) to spread the work. Of several queues
 /// ([`Intake::and_queue`](super::Intake::and_queue)) each has an active consumer of its own: groups
-/// whose parts come over several of them need all of those in one process. Run one instance then, or
-/// let a router bring the parts into one queue. When it stops, groups that are not complete go back
-/// at once. A broker takes back what
-/// is not acknowledged for long, RabbitMQ after 30 minutes, so a group must have an end before.
+/// whose parts come over several of them need all of those in one process. Run one instance then,
+/// or let a router bring the parts into one queue. When it stops, groups that are not complete go
+/// back at once. A broker takes back what is not acknowledged for long, RabbitMQ after 30 minutes,
+/// so a group must have an end before.
 ///
 /// # Example: the lines of an order, together again
 ///
@@ -176,8 +177,9 @@ impl Aggregator {
     }
 
     /// How many parts are held at once, of all groups. A part whose group would have more is
-    /// dead-lettered, with the code [`TOO_MANY_PARTS`](crate::codes::TOO_MANY_PARTS). When there is no room for the next one, the
-    /// oldest group ends as if its time were over. Default: 1,000; at most 65,000.
+    /// dead-lettered, with the code [`TOO_MANY_PARTS`](crate::codes::TOO_MANY_PARTS). When there is
+    /// no room for the next one, the oldest group ends as if its time were over. Default: 1,000; at
+    /// most 65,000.
     pub fn max_parts(mut self, parts: usize) -> Self {
         self.bounds.parts = parts;
         self
@@ -204,9 +206,10 @@ impl Aggregator {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Invalid`] for bounds, a timeout or a completion of 0, for a count above the parts
-    /// that are held, for [`Completion::Parts`] by anything but the parent, for a field that has no
-    /// text and for a route that no broker has, and what [`Worker::start`](crate::Worker::start) fails with.
+    /// [`ErrorKind::Invalid`] for bounds, a timeout or a completion of 0, for a count above the
+    /// parts that are held, for [`Completion::Parts`] by anything but the parent, for a field that
+    /// has no text and for a route that no broker has, and what
+    /// [`Worker::start`](crate::Worker::start) fails with.
     pub async fn start(mut self, transport: &Arc<dyn Transport>) -> Result<Flow> {
         // One more than is held, so that there is one for which room is made.
         let places = u16::try_from(self.bounds.parts).ok().and_then(|parts| parts.checked_add(1));

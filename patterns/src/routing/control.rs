@@ -127,8 +127,9 @@ impl TableStore for InMemoryTables {
     }
 }
 
-/// How large a request to change a table may be: what it asks for must fit into one.
-const MAX_REQUEST_BYTES: usize = 2 * MAX_TABLE_BYTES;
+/// How large a request to change a table may be, and a list of its rules: numbers can take more
+/// than twice the bytes in MessagePack that they have as JSON.
+const MAX_REQUEST_BYTES: usize = 4 * MAX_TABLE_BYTES;
 
 /// The one who changes a table.
 #[derive(Debug)]

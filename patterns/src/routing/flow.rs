@@ -46,8 +46,8 @@ pub(super) struct FlowCounters {
 pub struct FlowStats {
     /// What became of the messages it took.
     pub run: RunStats,
-    /// What became of the requests by which its rules are changed and listed; `None` where it is not
-    /// [controlled](super::Router::controlled), or not any more.
+    /// What became of the requests by which its rules are changed and listed; `None` where it is
+    /// not [controlled](super::Router::controlled), or not any more.
     pub control: Option<RunStats>,
     /// Messages that it sent and the broker has.
     pub sent: u64,
@@ -140,15 +140,15 @@ impl Flow {
     }
 
     /// Whether its rules can be changed by messages. `false` for a flow that never was
-    /// [controlled](super::Router::controlled), and for one whose control has ended: it goes on by the
-    /// rules that it has, and only a restart makes it listen again.
+    /// [controlled](super::Router::controlled), and for one whose control has ended: it goes on by
+    /// the rules that it has, and only a restart makes it listen again.
     #[must_use]
     pub fn is_controlled(&self) -> bool {
         self.control.as_ref().is_some_and(|control| control.running.is_running())
     }
 
-    /// Waits until it does not consume one of its queues any more, that of the requests to change its
-    /// rules included. Cancellation safe.
+    /// Waits until it does not consume one of its queues any more, that of the requests to change
+    /// its rules included. Cancellation safe.
     ///
     /// # Errors
     ///

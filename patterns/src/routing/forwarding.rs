@@ -20,7 +20,7 @@ use crate::{
     resilience::Retrying,
 };
 
-/// How many steps are done at once: a fraction of a millisecond.
+/// How many steps are done at once: a millisecond or so at most.
 const AT_ONCE: usize = 128 * 1024;
 
 /// How many steps are done at most beyond decoding the body: parts of a second.

@@ -98,8 +98,8 @@ impl Router {
     }
 
     /// Puts a middleware around the routing, within those that were added before it. Each try of a
-    /// message passes through all of them. A message that a middleware takes as done is sent nowhere
-    /// but to the [tap](Self::tap).
+    /// message passes through all of them. A message that a middleware takes as done is sent
+    /// nowhere but to the [tap](Self::tap).
     pub fn with(mut self, middleware: impl Middleware) -> Self {
         self.layers.push(middleware);
         self
@@ -107,8 +107,8 @@ impl Router {
 
     /// Computes the recipients of each message in place of rules. A message without any goes where
     /// [`otherwise`](Self::otherwise) says; an error is treated as that of a handler, and a panic
-    /// is caught. It is asked again on every try. It must not block, but for messages with bodies of
-    /// more than 128 KiB, for which it runs on a thread of its own.
+    /// is caught. It is asked again on every try. It must not block, but for messages with bodies
+    /// of more than 128 KiB, for which it runs on a thread of its own.
     pub fn recipients<F>(mut self, recipients: F) -> Self
     where
         F: Fn(&Inbound) -> Result<Vec<Address>, HandlerError> + Send + Sync + 'static,
@@ -117,11 +117,10 @@ impl Router {
         self
     }
 
-    /// Sends a copy of each message that was dealt with to this address too, the message as it came,
-    /// also of those that no rule wanted.
-    /// The tap delays and fails nothing: at most 1,000 copies and 16 MiB wait for the broker, and
-    /// those that find no room or are not taken are dropped and
-    /// [counted](super::FlowStats::tap_dropped).
+    /// Sends a copy of each message that was dealt with to this address too, the message as it
+    /// came, also of those that no rule wanted. The tap delays and fails nothing: at most 1,000
+    /// copies and 16 MiB wait for the broker, and those that find no room or are not taken are
+    /// dropped and [counted](super::FlowStats::tap_dropped).
     pub fn tap(mut self, address: Address) -> Self {
         self.tap = Some(address);
         self
@@ -132,9 +131,9 @@ impl Router {
     /// of this name. A message in hand follows the table that it began with.
     ///
     /// A router that has neither rules nor anything but the default for the rest takes no message
-    /// before somebody has changed that: what waits in its queue is not dead-lettered for want of the
-    /// rules that are still on their way. [`Flow::is_held`] tells. Once changed, a table without rules
-    /// is one like others. See [`begin_blank`](Self::begin_blank).
+    /// before somebody has changed that: what waits in its queue is not dead-lettered for want of
+    /// the rules that are still on their way. [`Flow::is_held`] tells. Once changed, a table
+    /// without rules is one like others. See [`begin_blank`](Self::begin_blank).
     pub fn controlled(mut self, service: impl Into<String>) -> Self {
         self.service = Some(service.into());
         self
@@ -148,8 +147,8 @@ impl Router {
         self
     }
 
-    /// Begins without rules, where it is [controlled](Self::controlled): messages that come before the
-    /// first rules are dead-lettered. Default: it waits for rules.
+    /// Begins without rules, where it is [controlled](Self::controlled): messages that come before
+    /// the first rules are dead-lettered. Default: it waits for rules.
     pub fn begin_blank(mut self) -> Self {
         self.begins_blank = true;
         self
@@ -169,9 +168,9 @@ impl Router {
     ///
     /// [`ErrorKind::Invalid`] for a table that [`RoutingTable::check`] refuses, a router that has
     /// neither rules nor somewhere for the rest, or both rules and computed recipients, or that is
-    /// controlled and computes its recipients, or has a store or begins blank and is not controlled;
-    /// what the store
-    /// fails with; and what [`Worker::start`](crate::Worker::start) fails with.
+    /// controlled and computes its recipients, or has a store or begins blank and is not
+    /// controlled; what the store fails with; and what [`Worker::start`](crate::Worker::start)
+    /// fails with.
     pub async fn start(self, transport: &Arc<dyn Transport>) -> Result<Flow> {
         self.check(transport)?;
         let Self { intake, table, recipients, tap, service, store, begins_blank, layers } = self;

@@ -88,8 +88,8 @@ impl Splitter {
         Self { intake, split, to, max_parts: MAX_PARTS, list: None, layers }
     }
 
-    /// Puts a middleware around the splitting, within those that were added before it. Each try of a
-    /// message passes through all of them.
+    /// Puts a middleware around the splitting, within those that were added before it. Each try of
+    /// a message passes through all of them.
     pub fn with(mut self, middleware: impl Middleware) -> Self {
         self.layers.push(middleware);
         self

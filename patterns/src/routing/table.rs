@@ -13,8 +13,8 @@ use crate::{
     naming::Naming,
 };
 
-/// How many rules a table has at most, and how large a rule and a table may be, in the bytes of their
-/// JSON: conditions in conditions, long texts and many routes count.
+/// How many rules a table has at most, and how large a rule and a table may be, in the bytes of
+/// their JSON: conditions in conditions, long texts and many routes count.
 pub(super) const MAX_RULES: usize = 1_000;
 const MAX_RULE_BYTES: usize = 64 * 1024;
 pub(super) const MAX_TABLE_BYTES: usize = 1024 * 1024;
@@ -103,7 +103,8 @@ impl RoutingTable {
     ///
     /// [`ErrorKind::Invalid`] for more than 1,000 rules, a rule without a name, routes or with more
     /// than 100 of them, a name twice, a route to what no broker has, a condition that has too much
-    /// in it or cannot hold, and for a rule of more than 64 KiB or a table of more than 1 MiB as JSON.
+    /// in it or cannot hold, and for a rule of more than 64 KiB or a table of more than 1 MiB as
+    /// JSON.
     pub fn check(&self) -> Result<()> {
         let refuse = |why: String| Err(Error::new(ErrorKind::Invalid, "route", why));
         if self.rules.len() > MAX_RULES {

@@ -65,8 +65,8 @@ pub enum PartState {
 }
 
 impl ServiceHealth {
-    /// Whether all parts consume, or wait for what lets them begin. When not, only a restart helps. A
-    /// lost connection restores itself and does not count here.
+    /// Whether all parts consume, or wait for what lets them begin. When not, only a restart helps.
+    /// A lost connection restores itself and does not count here.
     #[must_use]
     pub fn is_live(&self) -> bool {
         let lives = |state: &PartState| matches!(state, PartState::Consuming | PartState::Held);

@@ -170,7 +170,7 @@ pub(crate) async fn a_look_that_costs_too_much_is_given_up(world: &World) {
     world.put(&*transport, "orders", order("1", 1_000_000)).await;
     let dead = world.dead(&*transport, "orders").await;
     assert_eq!((id(&dead), code(&dead)), ("1", codes::TOO_COSTLY));
-    // What costs much is looked at in a place of its own; what costs nothing is not bounded by size.
+    // What costs much is looked at elsewhere; what costs nothing is not bounded by its size.
     world.put(&*transport, "orders", order("2", 100_000)).await;
     world.put(&*transport, "orders", order("3", 1_000_000).with_type("cheap")).await;
     assert_eq!(ids(&world.take_many(&*transport, "a", 2).await), ["2", "3"]);

@@ -220,15 +220,21 @@ pub(crate) async fn a_table_that_would_be_too_large_is_refused(world: &World) {
             "a table has at most 1048576 bytes",
         ),
         // More than a table could take is not even read.
-        (ChangeRules::new((0..50).map(|number| heavy(number.to_string(), 60_000))), "2097152"),
+        (ChangeRules::new((0..80).map(|number| heavy(number.to_string(), 60_000))), "4194304"),
     ] {
         let error = client.call(&service, &change).await.unwrap_err();
         assert_eq!(error.class(), ErrorClass::Invalid, "{error}");
         assert!(error.to_string().contains(reason), "{error}");
         assert_eq!(running.table().unwrap(), before);
     }
-    // What fits is taken, and given back whole.
-    let change = ChangeRules::new((0..15).map(|number| heavy(number.to_string(), 60_000)));
+    // What fits is taken, and given back whole, also where it is larger on the wire.
+    let floats = |number: usize| {
+        let values = vec![0.5.into(); 1_000];
+        let when = Condition::OneOf(Field::Priority, values);
+        let rule = Rule::new(number.to_string(), when, [world.to("b")]);
+        Change::Add { rule, before: None }
+    };
+    let change = ChangeRules::new((0..230).map(floats));
     client.call(&service, &change).await.unwrap();
     let table = client.call(&service, &ListRules {}).await.unwrap();
     assert_eq!(table, *running.table().unwrap());
