@@ -13,5 +13,5 @@ mod suite;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    suite::main(routes::FUNCTIONS, &[])
+    suite::main(routes::FUNCTIONS, routes::IN_MEMORY)
 }

@@ -3,6 +3,7 @@
 pub(crate) mod around;
 pub(crate) mod changes;
 pub(crate) mod groups;
+pub(crate) mod logged;
 pub(crate) mod losses;
 pub(crate) mod parts;
 pub(crate) mod rules;
@@ -87,4 +88,10 @@ pub(crate) const FUNCTIONS: &[Named<World>] = functions! {
         an_aggregator_that_is_dropped_leaves_its_parts_to_the_next,
         an_aggregator_that_lost_its_parts_to_another_forgets_them,
         splitting_and_aggregating_over_lost_connections_loses_nothing;
+};
+
+/// Those that listen on their thread.
+pub(crate) const IN_MEMORY: &[Named<World>] = functions! {
+    logged:
+        a_control_that_ends_unasked_is_logged;
 };
