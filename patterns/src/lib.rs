@@ -60,6 +60,7 @@ pub mod codec;
 pub mod config;
 pub mod consuming;
 pub mod dead_letters;
+mod derived;
 pub mod discovery;
 mod error;
 pub mod handler;

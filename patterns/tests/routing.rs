@@ -4,124 +4,14 @@
 //! `cargo test -p postrider-patterns --features live-broker --test routing -- amqp10::rabbitmq`
 //! runs what has this in its name.
 
-mod common;
+#[path = "common/memory.rs"]
+mod memory;
 mod routes;
+#[path = "common/suite.rs"]
+mod suite;
 
-use std::{process::ExitCode, sync::Arc};
-
-use common::memory::Memory;
-use libtest_mimic::{Arguments, Trial};
-use postrider_core::Env;
-use postrider_transport_inmemory::Broker;
-use routes::{FUNCTIONS, Function, world::World};
-use tokio::runtime::Builder;
-
-fn in_memory(function: Function) {
-    let runtime = Builder::new_current_thread().enable_all().start_paused(true).build();
-    runtime.expect("a runtime").block_on(async {
-        function(&World::new(Arc::new(Memory(Broker::new(Env::simulated(7)))))).await;
-    });
-}
-
-#[cfg(feature = "live-broker")]
-mod on_rabbitmq {
-    use std::{sync::Arc, time::Duration};
-
-    use libtest_mimic::Trial;
-    use postrider_core::{Result, Transport};
-    use postrider_testkit::{
-        harness::{Harness, TestBroker},
-        rabbitmq::{self, Login},
-    };
-    use tokio::{
-        runtime::Builder,
-        time::{sleep, timeout},
-    };
-
-    use super::routes::{
-        FUNCTIONS, Function,
-        world::{SOON, World},
-    };
-
-    /// The longest pause between two attempts to reconnect.
-    const PAUSE: Duration = Duration::from_secs(1);
-
-    fn url(scheme: &str, login: &Login) -> String {
-        let Login { address, user, password, .. } = login;
-        let virtual_host = login.virtual_host.replace('/', "%2f");
-        format!("{scheme}://{user}:{password}@{address}/{virtual_host}")
-    }
-
-    async fn amqp091(login: Login) -> Result<Arc<dyn Transport>> {
-        use postrider_transport_amqp091::{Amqp091, Options};
-        let url = url("amqp", &login);
-        let options = Options::default().with_name(login.user).with_reconnect_pause(PAUSE);
-        Ok(Arc::new(Amqp091::connect_with(&url, options).await?))
-    }
-
-    async fn amqp10(login: Login) -> Result<Arc<dyn Transport>> {
-        use postrider_transport_amqp10::{Amqp10, Options};
-        let url = url("amqp10", &login);
-        let options = Options::default().with_name(login.user).with_reconnect_pause(PAUSE);
-        Ok(Arc::new(Amqp10::connect_with(&url, options).await?))
-    }
-
-    fn run(harness: &Arc<dyn Harness>, function: Function) {
-        let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build();
-        runtime.expect("a runtime").block_on(async {
-            let broker = harness.broker(&[]).await.expect("a broker");
-            let world = World::new(Arc::clone(&broker));
-            function(&world).await;
-            world.clear().await;
-            nothing_is_left(&*broker, &world.prefix).await;
-        });
-    }
-
-    async fn nothing_is_left(broker: &dyn TestBroker, prefix: &str) {
-        let mut left = Vec::new();
-        let cleaned = timeout(SOON, async {
-            loop {
-                left = broker.left_over(prefix).await.expect("what is left");
-                if left.is_empty() {
-                    return;
-                }
-                sleep(Duration::from_millis(50)).await;
-            }
-        });
-        let cleaned = cleaned.await;
-        assert!(cleaned.is_ok(), "connections and queues go: {left:?}");
-    }
-
-    pub(super) fn trials() -> impl Iterator<Item = Trial> {
-        let over_amqp091 = rabbitmq::harnesses(|login| Box::pin(amqp091(login)), None);
-        let over_amqp10 = rabbitmq::harnesses(|login| Box::pin(amqp10(login)), None);
-        let over_amqp091 = over_amqp091.into_iter().map(|harness| ("amqp091", harness));
-        let over_amqp10 = over_amqp10.into_iter().map(|harness| ("amqp10", harness));
-        over_amqp091.chain(over_amqp10).flat_map(|(protocol, harness)| {
-            FUNCTIONS.iter().map(move |(name, function)| {
-                let (harness, function) = (Arc::clone(&harness), *function);
-                Trial::test(format!("{protocol}::{}::{name}", harness.name()), move || {
-                    run(&harness, function);
-                    Ok(())
-                })
-            })
-        })
-    }
-}
+use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let mut arguments = Arguments::from_args();
-    // They wait more than they compute.
-    arguments.test_threads.get_or_insert(8);
-    let in_memory = FUNCTIONS.iter().map(|(name, function)| {
-        Trial::test(format!("memory::{name}"), move || {
-            in_memory(*function);
-            Ok(())
-        })
-    });
-    #[cfg_attr(not(feature = "live-broker"), expect(unused_mut, reason = "brokers add theirs"))]
-    let mut trials: Vec<_> = in_memory.collect();
-    #[cfg(feature = "live-broker")]
-    trials.extend(on_rabbitmq::trials());
-    libtest_mimic::run(&arguments, trials).exit_code()
+    suite::main(routes::FUNCTIONS, routes::IN_MEMORY)
 }

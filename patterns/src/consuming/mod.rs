@@ -34,6 +34,7 @@
 //! ```
 
 mod counters;
+mod held;
 mod lanes;
 mod ordered;
 mod outline;

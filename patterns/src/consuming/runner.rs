@@ -119,6 +119,11 @@ impl Settings {
         })
     }
 
+    /// How many messages are in hand at once at most.
+    pub(super) fn places(self) -> u64 {
+        self.concurrency.min(self.prefetch().into()) as u64
+    }
+
     pub(crate) fn options(self) -> ConsumerOptions {
         ConsumerOptions::default().with_prefetch(self.prefetch())
     }
@@ -175,10 +180,10 @@ impl<P: Process> Runner<P> {
         let (stop, kill) = (CancellationToken::new(), CancellationToken::new());
         let (state, watched) = watch::channel(State::Running);
         let counters = Arc::clone(&self.counters);
-        let places = self.settings.concurrency.min(self.settings.prefetch().into());
+        let places = self.settings.places();
         let work = Arc::new(Work { runner: self, kill: kill.clone() });
         let task = tokio::spawn(run(work, consumer, again, state, stop.clone()));
-        Running::new(queue.into(), counters, watched, stop, kill, task).with_places(places as u64)
+        Running::new(queue.into(), counters, watched, stop, kill, task).with_places(places)
     }
 
     pub(super) fn note(&self, delivery: &Delivery, outcome: Outcome) {
@@ -212,17 +217,17 @@ pub(super) struct Work<P> {
 }
 
 /// Where a consumer comes from.
-struct Again {
-    transport: Arc<dyn Transport>,
-    queue: String,
+pub(super) struct Again {
+    pub(super) transport: Arc<dyn Transport>,
+    pub(super) queue: String,
     /// Whether messages are taken one by one, because those at the front may crash their process: what
     /// that has in hand counts as failed too.
-    is_careful: bool,
+    pub(super) is_careful: bool,
 }
 
 impl Again {
     /// Consumes anew, as soon as that is possible. Cancellation safe.
-    async fn consumer(&self, settings: &Settings) -> Result<Consumer> {
+    pub(super) async fn consumer(&self, settings: &Settings) -> Result<Consumer> {
         loop {
             let mut options = settings.options();
             if self.is_careful {
@@ -236,7 +241,7 @@ impl Again {
     }
 }
 
-async fn run<P: Process>(
+pub(super) async fn run<P: Process>(
     work: Arc<Work<P>>,
     mut consumer: Consumer,
     mut again: Option<Again>,

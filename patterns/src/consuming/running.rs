@@ -40,6 +40,8 @@ pub(crate) struct Gauge {
 pub(crate) enum State {
     #[default]
     Running,
+    /// It waits for something before it takes anything.
+    Held,
     Ended(Option<Arc<Error>>),
 }
 
@@ -107,10 +109,15 @@ impl Running {
         &self.queue
     }
 
-    /// Whether it still consumes.
+    /// Whether it still consumes, or will.
     #[must_use]
     pub fn is_running(&self) -> bool {
-        matches!(*self.state.borrow(), State::Running)
+        !matches!(*self.state.borrow(), State::Ended(_))
+    }
+
+    /// Whether it waits for something before it consumes.
+    pub(crate) fn is_held(&self) -> bool {
+        matches!(*self.state.borrow(), State::Held)
     }
 
     /// What it has done so far.

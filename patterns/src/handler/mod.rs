@@ -43,6 +43,8 @@ pub mod codes {
     pub const UNKNOWN_EVENT: &str = "UNKNOWN_EVENT";
     /// No rule of a router is for the message.
     pub const NO_ROUTE: &str = "NO_ROUTE";
+    /// The rules of a router look further into a message than they may.
+    pub const TOO_COSTLY: &str = "TOO_COSTLY";
     /// A message came through more routers than it may, which may go in a circle.
     pub const TOO_MANY_HOPS: &str = "TOO_MANY_HOPS";
     /// A message has not the key by which it is put into a partition or a group.

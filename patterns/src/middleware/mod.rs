@@ -1,4 +1,4 @@
-//! What stands around the handlers of a subscription or a worker.
+//! What stands around the handlers of a subscription or a worker, a router or a splitter.
 //!
 //! A [`Middleware`] is given the [`Context`] of a message and [`Next`], by which it calls what is
 //! within it. The first that is added is the outermost. Each try of a message passes through all

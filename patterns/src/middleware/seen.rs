@@ -8,8 +8,9 @@ use std::{
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::{FutureExt, future::BoxFuture};
 use tokio::sync::Notify;
+use uuid::Uuid;
 
-use crate::handler::HandlerError;
+use crate::{derived::derived, handler::HandlerError};
 
 /// What makes two messages copies of one another.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -69,7 +70,8 @@ pub trait Seen: fmt::Debug + Send + Sync + 'static {
     fn release(&self, key: &SeenKey);
 }
 
-/// [`Seen`] in memory: of this process alone, and gone with it.
+/// [`Seen`] in memory: of this process alone, and gone with it. It keeps a hash of 16 bytes in
+/// place of each key, so that long keys take no more room than others.
 #[derive(Debug)]
 pub struct InMemorySeen {
     most: usize,
@@ -81,8 +83,13 @@ pub struct InMemorySeen {
 #[derive(Debug, Default)]
 struct Keys {
     /// A key that is not completed is taken.
-    known: HashMap<SeenKey, bool>,
-    oldest_first: VecDeque<(DateTime<Utc>, SeenKey)>,
+    known: HashMap<Uuid, bool>,
+    oldest_first: VecDeque<(DateTime<Utc>, Uuid)>,
+}
+
+/// What is kept of a key.
+fn short(key: &SeenKey) -> Uuid {
+    derived([key.queue.as_bytes(), key.key.as_bytes()])
 }
 
 impl Keys {
@@ -119,14 +126,14 @@ impl InMemorySeen {
     }
 
     /// Nothing while somebody else has the key.
-    fn try_claim(&self, key: &SeenKey, now: DateTime<Utc>) -> Option<SeenClaim> {
+    fn try_claim(&self, key: Uuid, now: DateTime<Utc>) -> Option<SeenClaim> {
         let mut state = self.state();
         state.forget_until(now.checked_sub_signed(self.window), self.most);
-        match state.known.get(key) {
+        match state.known.get(&key) {
             Some(true) => Some(SeenClaim::Duplicate),
             Some(false) => None,
             None => {
-                state.known.insert(key.clone(), false);
+                state.known.insert(key, false);
                 Some(SeenClaim::Handle)
             }
         }
@@ -139,6 +146,7 @@ impl Seen for InMemorySeen {
         key: &'a SeenKey,
         now: DateTime<Utc>,
     ) -> BoxFuture<'a, Result<SeenClaim, HandlerError>> {
+        let key = short(key);
         async move {
             loop {
                 // Before the look, so that no change after it is missed.
@@ -157,9 +165,10 @@ impl Seen for InMemorySeen {
         key: &'a SeenKey,
         now: DateTime<Utc>,
     ) -> BoxFuture<'a, Result<(), HandlerError>> {
+        let key = short(key);
         let mut state = self.state();
-        if state.known.insert(key.clone(), true) != Some(true) {
-            state.oldest_first.push_back((now, key.clone()));
+        if state.known.insert(key, true) != Some(true) {
+            state.oldest_first.push_back((now, key));
         }
         state.forget_until(now.checked_sub_signed(self.window), self.most);
         drop(state);
@@ -168,11 +177,34 @@ impl Seen for InMemorySeen {
     }
 
     fn release(&self, key: &SeenKey) {
+        let key = short(key);
         let mut state = self.state();
-        if let Some(false) = state.known.get(key) {
-            state.known.remove(key);
+        if let Some(false) = state.known.get(&key) {
+            state.known.remove(&key);
         }
         drop(state);
         self.changed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_long_key_takes_no_more_room_than_a_short_one() {
+        let (seen, now) = (InMemorySeen::default(), DateTime::UNIX_EPOCH);
+        let long = |end: &str| SeenKey::new("q", "k".repeat(1_000_000) + end);
+        for key in [long("1"), long("2"), SeenKey::new("ab", "c"), SeenKey::new("a", "bc")] {
+            assert_eq!(seen.claim(&key, now).await.unwrap(), SeenClaim::Handle);
+            seen.complete(&key, now).await.unwrap();
+            assert_eq!(seen.claim(&key, now).await.unwrap(), SeenClaim::Duplicate);
+        }
+        let taken = long("3");
+        assert_eq!(seen.claim(&taken, now).await.unwrap(), SeenClaim::Handle);
+        // Whatever is kept is shown.
+        assert!(format!("{seen:?}").len() < 10_000);
+        seen.release(&taken);
+        assert_eq!(seen.claim(&taken, now).await.unwrap(), SeenClaim::Handle);
     }
 }

@@ -1,23 +1,23 @@
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use futures_util::{FutureExt, StreamExt, stream::BoxStream};
 use postrider_core::{DeliveryInfo, Env, Envelope, HeaderValue, Message, TransportEvent};
-use tokio::{
-    sync::Notify,
-    time::{Instant, sleep_until},
-};
+use tokio::time::sleep_until;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
     aggregator::{Aggregator, Completion, Group, Incomplete},
     copies::Copies,
     flow::FlowCounters,
-    groups::{Ending, Groups, Outcome, Taken, Waiting},
-    ids::derived,
+    groups::{Ending, Groups, Outcome, Taken, Term, Waiting},
     inbound::Inbound,
 };
 use crate::{
     consuming::{Disposition, Process, catch_panic},
+    derived::derived,
     handler::{ErrorClass, HandlerError, codes},
     headers,
     resilience::Retrying,
@@ -46,6 +46,8 @@ pub(super) struct Aggregating {
     pub(super) retrying: Retrying,
     pub(super) copies: Copies,
     pub(super) env: Env,
+    /// From how many queues parts still come.
+    pub(super) open: AtomicUsize,
     /// Ends [`listen`] with this.
     pub(super) _listening: DropGuard,
 }
@@ -64,39 +66,50 @@ impl Process for Aggregating {
             Err(error) => return Disposition::DeadLetter(error),
         };
         let identity = self.identity(&part);
+        let end = self.env.deadline(self.spec.timeout);
         let taken = loop {
             // Before the look, so that no room that is given back after it is missed.
             let freed = self.groups.freed();
-            match self.groups.take(&key, &part, identity.as_deref()) {
+            match self.groups.take(&key, &part, identity.as_deref(), end) {
                 Taken::NotYet => freed.await,
                 taken => break taken,
             }
         };
-        let end = self.env.deadline(self.spec.timeout);
         let doing = Doing { key: &key, info, cancellation };
         let outcome = match taken {
-            Taken::First(waiting, full) => {
+            Taken::First(waiting, term) => {
                 self.complete(doing).await;
-                self.see_to_its_end(doing, waiting, &full, end).await
+                self.see_to_its_end(doing, waiting, &term).await
             }
             Taken::Next(waiting) => {
                 self.complete(doing).await;
                 waiting.await.ok()
             }
-            Taken::Again(waiting) => {
+            Taken::Again(waiting, term) => {
                 self.copies.counters.duplicates.add(1);
-                waiting.await.ok()
+                match term {
+                    Some(term) => self.see_to_its_end(doing, waiting, &term).await,
+                    None => waiting.await.ok(),
+                }
             }
-            Taken::Past | Taken::NotYet => {
+            Taken::Past => {
                 self.copies.counters.duplicates.add(1);
                 Some(Outcome::Done)
             }
+            Taken::Over | Taken::NotYet => Some(Outcome::Back),
         };
         match outcome {
             Some(Outcome::Done) => Disposition::Ack,
             Some(Outcome::Dead(error)) => Disposition::DeadLetter(error),
             // Whoever would have ended the group was given up.
             Some(Outcome::Back) | None => Disposition::Release,
+        }
+    }
+
+    /// Groups that lack parts wait for none of them in vain once no queue gives any.
+    fn stopping(&self) {
+        if self.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.groups.close();
         }
     }
 }
@@ -130,6 +143,11 @@ impl Aggregating {
                 let why = "it does not say which part of how many it is";
                 return Err(HandlerError::invalid(why));
             }
+            let (count, most) = (count.unwrap_or_default(), self.spec.bounds.parts);
+            if usize::try_from(count).map_or(true, |count| count > most) {
+                let why = format!("its group has {count} parts, and at most {most} are held");
+                return Err(HandlerError::invalid(why).with_code(codes::TOO_MANY_PARTS));
+            }
         }
         if self.spec.combine.is_none() {
             part.body()?;
@@ -137,10 +155,14 @@ impl Aggregating {
         Ok(key)
     }
 
-    /// What makes two parts of a group one: the number where there are numbers, else the id.
+    /// What makes two parts of a group one: the number where there are numbers, else the id. Parts
+    /// that disagree on how many there are, are two: none of them is given up for the other.
     fn identity(&self, part: &Inbound) -> Option<String> {
         match self.spec.completion {
-            Completion::Parts => part.int(headers::PART).map(|number| number.to_string()),
+            Completion::Parts => {
+                let (number, count) = (part.int(headers::PART)?, part.int(headers::PARTS)?);
+                Some(format!("{number}/{count}"))
+            }
             _ => part.message().message_id.as_deref().map(str::to_owned),
         }
     }
@@ -170,14 +192,13 @@ impl Aggregating {
         &self,
         doing: Doing<'_>,
         mut waiting: Waiting,
-        full: &Notify,
-        end: Instant,
+        term: &Term,
     ) -> Option<Outcome> {
         tokio::select! {
             biased;
             outcome = &mut waiting => return outcome.ok(),
-            () = full.notified() => {}
-            () = sleep_until(end) => {}
+            () = term.full.notified() => {}
+            () = sleep_until(term.end) => {}
         }
         if let Some(group) = self.groups.close_if(doing.key, |_parts| true) {
             self.end(group, false, doing).await;

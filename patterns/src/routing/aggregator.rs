@@ -1,4 +1,8 @@
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, atomic::AtomicUsize},
+    time::Duration,
+};
 
 use postrider_core::{
     Capabilities, Error, ErrorKind, Message, PublisherOptions, Result, Transport,
@@ -13,7 +17,7 @@ use super::{
     groups::{Bounds, Groups},
     inbound::Inbound,
     intake::Intake,
-    table::Route,
+    route::Route,
 };
 use crate::{consuming::Outline, handler::HandlerError, headers, resilience::By};
 
@@ -95,13 +99,19 @@ pub enum Incomplete {
 ///
 /// The parts of a group stay unacknowledged until the broker has what was made of them: after a
 /// crash they come again, and the message that is made of them then has the same id. A part that is
-/// there already, by its id, shares the fate of the first and is counted. What is not complete in
-/// time ends as [`Incomplete`] says. After a crash in the moment of acknowledging, when some parts
-/// of a group are gone and the rest come again, that is the end of the rest too.
+/// there already, by its number or id, takes the place of the first, which is acknowledged and
+/// counted as a duplicate: so copies take no room, and the one that stays is at the broker
+/// whichever of them was lost. What is not complete in time ends as [`Incomplete`] says. After a
+/// crash in the moment of acknowledging, when some parts of a group are gone and the rest come
+/// again, that is the end of the rest too.
 ///
 /// One process at a time aggregates a queue, since its consumer is the only active one; others
-/// stand by. Use a [`Partitioner`](super::Partitioner) to spread the work. A broker takes back what
-/// is not acknowledged for long, RabbitMQ after 30 minutes, so a group must have an end before.
+/// stand by. Use a [`Partitioner`](super::Partitioner) to spread the work. Of several queues
+/// ([`Intake::and_queue`](super::Intake::and_queue)) each has an active consumer of its own: groups
+/// whose parts come over several of them need all of those in one process. Run one instance then,
+/// or let a router bring the parts into one queue. When it stops, groups that are not complete go
+/// back at once. A broker takes back what is not acknowledged for long, RabbitMQ after 30 minutes,
+/// so a group must have an end before.
 ///
 /// # Example: the lines of an order, together again
 ///
@@ -168,8 +178,10 @@ impl Aggregator {
         self
     }
 
-    /// How many parts are held at once, of all groups. When there is no room for the next one, the
-    /// oldest group ends as if its time were over. Default: 1,000; at most 65,000.
+    /// How many parts are held at once, of all groups. A part whose group would have more is
+    /// dead-lettered, with the code [`TOO_MANY_PARTS`](crate::codes::TOO_MANY_PARTS). When there is
+    /// no room for the next one, the oldest group ends as if its time were over. Default: 1,000; at
+    /// most 65,000.
     pub fn max_parts(mut self, parts: usize) -> Self {
         self.bounds.parts = parts;
         self
@@ -227,6 +239,7 @@ impl Aggregator {
         }
         let intake = self.intake.clone().concurrency(places.into()).prefetch(places);
         intake.check(capabilities)?;
+        self.by.check()?;
         self.to.check()?;
         Ok(intake)
     }
@@ -240,8 +253,8 @@ impl Aggregator {
     /// # Errors
     ///
     /// [`ErrorKind::Invalid`] for bounds, a timeout or a completion of 0, for a count above the parts
-    /// that are held, for [`Completion::Parts`] by anything but the parent, and for a route that no
-    /// broker has, and what [`Worker::start`](crate::Worker::start) fails with.
+    /// that are held, for [`Completion::Parts`] by anything but the parent, for a field that has no
+    /// text and for a route that no broker has, and what [`Worker::start`](crate::Worker::start) fails with.
     pub async fn start(mut self, transport: &Arc<dyn Transport>) -> Result<Flow> {
         self.intake = self.checked(transport.capabilities())?;
         let bounds = self.bounds;
@@ -263,10 +276,11 @@ impl Aggregator {
                 counters: Arc::clone(&counters),
             },
             env: env.clone(),
+            open: AtomicUsize::new(intake.queues.len()),
             spec: self,
         };
-        let running = intake.start(transport, &publisher, process, true).await?;
-        Ok(Flow { running, control: None, counters, table: None, tap: None, env })
+        let running = intake.start(transport, &publisher, process, true, None).await?;
+        Ok(Flow::new(running, counters, env))
     }
 }
 

@@ -3,11 +3,7 @@ use std::cmp::Ordering;
 use postrider_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{
-    field::Field,
-    inbound::Inbound,
-    value::{Seen, Value},
-};
+use super::{field::Field, inbound::Inbound, seen::Seen, value::Value};
 use crate::{handler::HandlerError, pubsub::matches_pattern};
 
 /// How many conditions a condition may have in it, at most, and how deep.
@@ -130,7 +126,7 @@ impl Condition {
     ///
     /// # Errors
     ///
-    /// When it has to look into a body that cannot be read.
+    /// When it has to look into a body that cannot be read, or further than a router's rules may.
     pub fn holds(&self, inbound: &Inbound) -> std::result::Result<bool, HandlerError> {
         let ordering = |field: &Field, value| {
             let seen = field.see(inbound)?;
@@ -138,14 +134,23 @@ impl Condition {
         };
         let text = |field: &Field, is_it: &dyn Fn(&str) -> bool| {
             let seen = field.see(inbound)?;
-            Ok(seen.as_ref().and_then(Seen::as_text).is_some_and(is_it))
+            Ok::<_, HandlerError>(seen.as_ref().and_then(Seen::as_text).is_some_and(is_it))
         };
+        // For what looks at the whole of a text, so many times.
+        let searched = |field: &Field, times: usize, is_it: &dyn Fn(&str) -> bool| {
+            let seen = field.see(inbound)?;
+            let Some(text) = seen.as_ref().and_then(Seen::as_text) else { return Ok(false) };
+            inbound.spend(text.len().saturating_mul(times))?;
+            Ok(is_it(text))
+        };
+        inbound.spend(1)?;
         match self {
             Self::Always => Ok(true),
             Self::Exists(field) => Ok(field.see(inbound)?.is_some_and(|seen| seen != Seen::Null)),
             Self::Equals(field, value) => Ok(ordering(field, value)?.is_some_and(Ordering::is_eq)),
             Self::OneOf(field, values) => {
                 let Some(seen) = field.see(inbound)? else { return Ok(false) };
+                inbound.spend(values.len())?;
                 let is_it = |value| seen.compare(&Seen::from(value)).is_some_and(Ordering::is_eq);
                 Ok(values.iter().any(is_it))
             }
@@ -155,8 +160,11 @@ impl Condition {
             Self::Above(field, value) => Ok(ordering(field, value)?.is_some_and(Ordering::is_gt)),
             Self::StartsWith(field, with) => text(field, &|text| text.starts_with(with)),
             Self::EndsWith(field, with) => text(field, &|text| text.ends_with(with)),
-            Self::Contains(field, part) => text(field, &|text| text.contains(part)),
-            Self::Matches(field, pattern) => text(field, &|text| matches_pattern(pattern, text)),
+            Self::Contains(field, part) => searched(field, 1, &|text| text.contains(part)),
+            Self::Matches(field, pattern) => {
+                let words = pattern.split('.').count();
+                searched(field, words, &|text| matches_pattern(pattern, text))
+            }
             Self::All(all) => {
                 for condition in all {
                     if !condition.holds(inbound)? {
@@ -177,6 +185,23 @@ impl Condition {
         }
     }
 
+    const fn field(&self) -> Option<&Field> {
+        match self {
+            Self::Exists(field)
+            | Self::Equals(field, _)
+            | Self::OneOf(field, _)
+            | Self::AtMost(field, _)
+            | Self::Below(field, _)
+            | Self::AtLeast(field, _)
+            | Self::Above(field, _)
+            | Self::StartsWith(field, _)
+            | Self::EndsWith(field, _)
+            | Self::Contains(field, _)
+            | Self::Matches(field, _) => Some(field),
+            Self::Always | Self::All(_) | Self::Any(_) | Self::Not(_) => None,
+        }
+    }
+
     /// Refuses what is too much to be looked at for each message, and what nothing can satisfy.
     pub(super) fn check(&self) -> Result<()> {
         let mut left = MAX_CONDITIONS;
@@ -193,6 +218,7 @@ impl Condition {
             return refuse(format!("a rule has at most {MAX_CONDITIONS} conditions and values"));
         };
         *left = rest;
+        self.field().map_or(Ok(()), Field::check)?;
         let scalar = |value| match Seen::from(value) {
             Seen::Opaque => refuse("bytes, lists and maps are equal to nothing".to_owned()),
             Seen::Float(number) if number.is_nan() => refuse("nothing is NaN".to_owned()),
@@ -293,6 +319,29 @@ mod tests {
         // Neither that it holds nor that it does not would be true.
         let error = total.negated().holds(&opaque).unwrap_err();
         assert_eq!(error.code(), codes::UNDECODABLE);
+    }
+
+    #[test]
+    fn a_look_ends_when_it_has_cost_enough() {
+        let list = |number: usize| {
+            let body = format!("{{\"texts\":[\"{}\"]}}", "a.".repeat(number));
+            inbound(Message::new(body).with_content_type("application/json"))
+        };
+        let contains = Condition::Contains(Field::body("texts.0"), "b".to_owned());
+        let matches = Condition::Matches(Field::body("texts.0"), "#.b".to_owned());
+        for (condition, times) in [(contains, 2), (matches, 3)] {
+            let long = list(10_000);
+            long.allow(times * 20_000 + 50);
+            assert!(!condition.holds(&long).unwrap(), "the body once, and the text");
+            assert_eq!(condition.holds(&long).unwrap_err().code(), codes::TOO_COSTLY);
+        }
+        let never = inbound(Message::new("").with_type("cover"));
+        never.allow(500);
+        let always = Condition::All(vec![Condition::Always; 600]);
+        assert_eq!(always.holds(&never).unwrap_err().code(), codes::TOO_COSTLY);
+        never.allow(500);
+        let values = Condition::OneOf(Field::Type, vec![Value::Null; 600]);
+        assert_eq!(values.holds(&never).unwrap_err().code(), codes::TOO_COSTLY);
     }
 
     #[test]

@@ -11,8 +11,12 @@ use postrider_core::Transport;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex as AsyncMutex, watch};
 
-use super::table::{Change, RoutingTable};
+use super::{
+    change::Change,
+    table::{MAX_TABLE_BYTES, RoutingTable},
+};
 use crate::{
+    codec::Limits,
     consuming::Running,
     handler::{ErrorClass, HandlerError},
     naming::Naming,
@@ -123,9 +127,14 @@ impl TableStore for InMemoryTables {
     }
 }
 
+/// How large a request to change a table may be, and a list of its rules: numbers can take more
+/// than twice the bytes in MessagePack that they have as JSON.
+const MAX_REQUEST_BYTES: usize = 4 * MAX_TABLE_BYTES;
+
 /// The server by which a table is changed, without its methods.
 pub(super) fn server(service: &str, naming: &Naming) -> RpcServer {
-    RpcServer::new(service).naming(naming.clone())
+    let limits = Limits::default().with_max_body_bytes(MAX_REQUEST_BYTES);
+    RpcServer::new(service).naming(naming.clone()).limits(limits)
 }
 
 /// The one who changes a table.

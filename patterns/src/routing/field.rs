@@ -3,10 +3,7 @@ use std::{fmt, str::FromStr};
 use postrider_core::{ErrorKind, Message};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::{
-    inbound::Inbound,
-    value::{Seen, Value},
-};
+use super::{inbound::Inbound, seen::Seen, value::Value};
 use crate::handler::HandlerError;
 
 /// What of a message is looked at. It is data, with a text form:
@@ -78,10 +75,25 @@ impl Field {
         Self::Header(name.into())
     }
 
-    /// What is in the body at the end of a path whose names are parted by dots.
+    /// What is in the body at the end of a path whose names are parted by dots; all of the body for
+    /// an empty path. Where a name in it is empty, as in `a..b`, whatever would use the field does
+    /// not start.
     #[must_use]
     pub fn body(path: &str) -> Self {
-        Self::Body(split(path))
+        Self::Body(if path.is_empty() { Vec::new() } else { split(path) })
+    }
+
+    /// Refuses what has no text form.
+    pub(super) fn check(&self) -> postrider_core::Result<()> {
+        let why = match self {
+            Self::Header(name) if name.is_empty() => "a header has a name",
+            Self::Body(path) if path.iter().any(String::is_empty) => {
+                "between two dots of a path is a name"
+            }
+            _ => return Ok(()),
+        };
+        let error = postrider_core::Error::new(ErrorKind::Invalid, "field", why);
+        Err(error.with_context("field", self.to_string()))
     }
 
     /// What the message has there, if it has it.
@@ -105,8 +117,12 @@ impl Field {
             Self::Exchange => Some(Seen::text(inbound.address().exchange_name())),
             Self::RoutingKey => Some(Seen::text(inbound.address().routing_key())),
             Self::Queue => Some(Seen::text(inbound.queue())),
-            Self::Header(name) => inbound.message().headers.get(name).map(Seen::from),
-            Self::Body(path) => inbound.body()?.at(path.iter().map(String::as_str)).map(Seen::from),
+            Self::Header(name) => {
+                let headers = &inbound.message().headers;
+                inbound.spend(headers.len())?;
+                headers.get(name).map(Seen::from)
+            }
+            Self::Body(path) => in_body(path, inbound)?.map(Seen::from),
         })
     }
 
@@ -130,10 +146,22 @@ impl Field {
         inbound: &'a Inbound,
     ) -> Result<Option<&'a Value>, HandlerError> {
         match self {
-            Self::Body(path) => Ok(inbound.body()?.at(path.iter().map(String::as_str))),
+            Self::Body(path) => in_body(path, inbound),
             _ => Ok(None),
         }
     }
+}
+
+fn in_body<'a>(path: &[String], inbound: &'a Inbound) -> Result<Option<&'a Value>, HandlerError> {
+    let mut value = inbound.body()?;
+    for step in path {
+        inbound.spend(value.width())?;
+        match value.step(step) {
+            Some(within) => value = within,
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(value))
 }
 
 fn split(path: &str) -> Vec<String> {
@@ -177,15 +205,12 @@ impl FromStr for Field {
             return Ok(field.clone());
         }
         let field = match text.split_once('.') {
-            None if text == "body" => Some(Self::Body(Vec::new())),
-            Some(("header", name)) if !name.is_empty() => Some(Self::header(name)),
-            Some(("body", path)) => Some(Self::body(path)).filter(|field| match field {
-                Self::Body(names) => names.iter().all(|name| !name.is_empty()),
-                _ => false,
-            }),
+            None if text == "body" => Some(Self::body("")),
+            Some(("header", name)) => Some(Self::header(name)),
+            Some(("body", path)) => Some(Self::Body(split(path))),
             _ => None,
         };
-        field.ok_or_else(|| {
+        field.filter(|field| field.check().is_ok()).ok_or_else(|| {
             let why = "no field of a message is called that; see the table of fields";
             postrider_core::Error::new(ErrorKind::Invalid, "field", why)
                 .with_context("field", text.to_owned())
@@ -230,8 +255,20 @@ mod tests {
             assert_eq!(text.parse::<Field>().unwrap().to_string(), text);
         }
         assert_eq!(Field::body(r"a\.b.c"), Field::Body(vec!["a.b".to_owned(), "c".to_owned()]));
-        for text in ["", "header", "header.", "body.", "body.a.", "types", "Type"] {
+        for text in ["", "header", "header.", "body.", "body.a.", "body.a..b", "types", "Type"] {
             assert!(text.parse::<Field>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn an_empty_path_is_the_whole_body_and_an_empty_name_is_none() {
+        assert_eq!(Field::body(""), Field::Body(Vec::new()));
+        assert_eq!(Field::body("").to_string().parse::<Field>().unwrap(), Field::body(""));
+        Field::body("").check().unwrap();
+        for wrong in [".", "a..b", ".a", "a."] {
+            let error = Field::body(wrong).check().unwrap_err();
+            assert!(error.to_string().contains("body"), "{wrong}: {error}");
+        }
+        assert!(Field::header("").check().is_err());
     }
 }

@@ -10,10 +10,10 @@ use std::{
 use futures_util::future::{join_all, select_all};
 use postrider_core::Env;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{table::RoutingTable, tap::Tap};
-use crate::consuming::{Gauge, RunStats, Running, StopReport};
+use crate::consuming::{Gauge, RunStats, Running, State, StopReport};
 
 /// A figure that grows.
 #[derive(Debug, Default)]
@@ -46,6 +46,9 @@ pub(super) struct FlowCounters {
 pub struct FlowStats {
     /// What became of the messages it took.
     pub run: RunStats,
+    /// What became of the requests by which its rules are changed and listed; `None` where it is
+    /// not [controlled](super::Router::controlled), or not any more.
+    pub control: Option<RunStats>,
     /// Messages that it sent and the broker has.
     pub sent: u64,
     /// Messages that it took and sent nowhere, because its rules say so.
@@ -69,17 +72,52 @@ pub struct FlowStats {
 /// [`stop`](Self::stop) to let it finish.
 #[must_use = "dropping it stops it at once"]
 pub struct Flow {
-    pub(super) running: Vec<Running>,
-    pub(super) control: Option<Running>,
-    pub(super) counters: Arc<FlowCounters>,
-    pub(super) table: Option<watch::Receiver<Arc<RoutingTable>>>,
-    pub(super) tap: Option<Tap>,
-    pub(super) env: Env,
+    running: Vec<Running>,
+    control: Option<Control>,
+    counters: Arc<FlowCounters>,
+    table: Option<watch::Receiver<Arc<RoutingTable>>>,
+    tap: Option<Tap>,
+    env: Env,
+}
+
+/// What takes the changes of the rules.
+struct Control {
+    /// Ends whoever would log its end; before it.
+    watched: DropGuard,
+    running: Running,
 }
 
 impl Flow {
+    pub(super) fn new(running: Vec<Running>, counters: Arc<FlowCounters>, env: Env) -> Self {
+        Self { running, control: None, counters, table: None, tap: None, env }
+    }
+
+    /// Shows the rules that it follows.
+    pub(super) fn showing(mut self, table: watch::Receiver<Arc<RoutingTable>>) -> Self {
+        self.table = Some(table);
+        self
+    }
+
+    pub(super) fn tapped(mut self, tap: Option<Tap>) -> Self {
+        self.tap = tap;
+        self
+    }
+
+    /// Its rules are changed by this. To be called in a runtime.
+    pub(super) fn controlled(mut self, running: Running) -> Self {
+        let asked = CancellationToken::new();
+        tokio::spawn(asked.clone().run_until_cancelled_owned(say_when_it_ends(running.gauge())));
+        self.control = Some(Control { watched: asked.drop_guard(), running });
+        self
+    }
+
+    /// All that consumes.
+    fn loops(&self) -> impl Iterator<Item = &Running> {
+        self.running.iter().chain(self.control.as_ref().map(|control| &control.running))
+    }
+
     pub(crate) fn gauges(&self) -> Vec<Gauge> {
-        self.running.iter().chain(&self.control).map(Running::gauge).collect()
+        self.loops().map(Running::gauge).collect()
     }
 
     /// The queues that it consumes.
@@ -87,19 +125,36 @@ impl Flow {
         self.running.iter().map(Running::queue)
     }
 
-    /// Whether it still consumes all of its queues.
+    /// Whether it still consumes all of its queues, that of the requests to change its rules
+    /// included. A controlled router that waits for its first rules [is held](Self::is_held), and
+    /// still runs.
     #[must_use]
     pub fn is_running(&self) -> bool {
-        self.running.iter().all(Running::is_running)
+        self.loops().all(Running::is_running)
     }
 
-    /// Waits until it does not consume one of its queues any more. Cancellation safe.
+    /// Whether it takes nothing yet, because it is controlled and has no rules.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.running.iter().any(Running::is_held)
+    }
+
+    /// Whether its rules can be changed by messages. `false` for a flow that never was
+    /// [controlled](super::Router::controlled), and for one whose control has ended: it goes on by
+    /// the rules that it has, and only a restart makes it listen again.
+    #[must_use]
+    pub fn is_controlled(&self) -> bool {
+        self.control.as_ref().is_some_and(|control| control.running.is_running())
+    }
+
+    /// Waits until it does not consume one of its queues any more, that of the requests to change
+    /// its rules included. Cancellation safe.
     ///
     /// # Errors
     ///
     /// Why consuming ended, when it was for an error.
     pub async fn ended(&self) -> Result<(), Arc<postrider_core::Error>> {
-        select_all(self.running.iter().map(|running| Box::pin(running.ended()))).await.0
+        select_all(self.loops().map(|running| Box::pin(running.ended()))).await.0
     }
 
     /// What it has done so far.
@@ -108,6 +163,11 @@ impl Flow {
         let counters = &*self.counters;
         FlowStats {
             run: self.running.iter().map(Running::stats).fold(RunStats::default(), RunStats::plus),
+            control: self
+                .control
+                .as_ref()
+                .filter(|control| control.running.is_running())
+                .map(|control| control.running.stats()),
             sent: counters.sent.get(),
             dropped: counters.dropped.get(),
             tapped: counters.tapped.get(),
@@ -137,6 +197,11 @@ impl Flow {
     pub(crate) async fn stop_or(self, deadline: Duration, hurry: &CancellationToken) -> StopReport {
         let until = self.env.deadline(deadline);
         let Self { running, control, tap, .. } = self;
+        let control = control.map(|Control { watched, running }| {
+            // It ends because it is asked to.
+            drop(watched);
+            running
+        });
         let stops =
             running.into_iter().chain(control).map(|running| running.stop_or(deadline, hurry));
         let reports = join_all(stops).await;
@@ -145,6 +210,21 @@ impl Flow {
         }
         reports.into_iter().fold(StopReport::default(), StopReport::plus)
     }
+}
+
+/// Nobody may look at the health of a flow whose rules cannot be changed any more.
+async fn say_when_it_ends(mut control: Gauge) {
+    let ended = control.state.wait_for(|state| matches!(state, State::Ended(_))).await;
+    let error = match ended.as_deref() {
+        Ok(State::Ended(Some(error))) => error.to_string(),
+        _ => "it has no more messages".to_owned(),
+    };
+    tracing::error!(
+        queue = &*control.queue,
+        error,
+        "the control of a router has ended: it goes on by the rules that it has, and they cannot be \
+         changed"
+    );
 }
 
 impl fmt::Debug for Flow {

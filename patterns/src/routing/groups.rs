@@ -1,17 +1,17 @@
 //! The groups that an aggregator holds: no I/O, no clock.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::{Notify, oneshot};
+use tokio::{
+    sync::{Notify, oneshot},
+    time::Instant,
+};
 
-use super::inbound::Inbound;
+use super::{inbound::Inbound, past::Past};
 use crate::handler::HandlerError;
-
-/// How many parts of ended groups are remembered.
-const MAX_REMEMBERED: usize = 10_000;
 
 /// How much is held at once.
 #[derive(Debug, Clone, Copy)]
@@ -62,18 +62,27 @@ impl Drop for Ending {
 /// How a part was taken.
 #[derive(Debug)]
 pub(super) enum Taken {
-    /// It is the first of its group, whose end is its business: when its time is over or the notice
-    /// comes.
-    First(Waiting, Arc<Notify>),
+    /// It is the first of its group, whose end is its business.
+    First(Waiting, Term),
     /// There are others.
     Next(Waiting),
-    /// It is there already, and shares the fate of the first.
-    Again(Waiting),
+    /// It is there already, and takes the place of the one before it, which learns that it is done.
+    /// The end of the group is its business now, if it was that of the other.
+    Again(Waiting, Option<Term>),
     /// Its group has ended with it.
     Past,
+    /// No parts are taken any more.
+    Over,
     /// There is no room yet, and the oldest group was told to end; or the one before it with the
     /// same key is about to end.
     NotYet,
+}
+
+/// When a group ends that is not complete: at its time, or when the notice comes.
+#[derive(Debug, Clone)]
+pub(super) struct Term {
+    pub(super) end: Instant,
+    pub(super) full: Arc<Notify>,
 }
 
 #[derive(Debug)]
@@ -91,19 +100,34 @@ struct State {
     next: u64,
     parts: usize,
     bytes: usize,
-    past: HashSet<(String, String)>,
-    oldest_first: VecDeque<(String, String)>,
+    past: Past,
+    is_over: bool,
 }
 
 #[derive(Debug)]
 struct Held {
     number: u64,
     parts: Vec<Arc<Inbound>>,
-    known: HashSet<String>,
+    /// The place of each part that has an identity.
+    known: HashMap<String, usize>,
+    /// Of each part, by its place.
     waiting: Vec<oneshot::Sender<Outcome>>,
-    full: Arc<Notify>,
+    term: Term,
     bytes: usize,
     is_ending: bool,
+}
+
+impl Held {
+    /// Lets a part take the place of the one that is the same. Both are messages at the broker, or
+    /// both are one: in either case what is acknowledged now is not the only one. Were it the other
+    /// way round, a redelivery after a loss could be acknowledged for the sake of what is lost.
+    fn replace(&mut self, place: usize, part: &Arc<Inbound>) -> Taken {
+        let (sender, waiting) = oneshot::channel();
+        self.parts[place] = Arc::clone(part);
+        // One that was given up meanwhile has gone back.
+        let _gone = std::mem::replace(&mut self.waiting[place], sender).send(Outcome::Done);
+        Taken::Again(waiting, (place == 0).then(|| self.term.clone()))
+    }
 }
 
 impl Groups {
@@ -116,43 +140,59 @@ impl Groups {
     }
 
     /// Takes a part, when there is room; one that comes alone is taken however large it is. Two
-    /// parts with the same `identity` are one.
-    pub(super) fn take(&self, key: &str, part: &Arc<Inbound>, identity: Option<&str>) -> Taken {
+    /// parts with the same `identity` are one, and take the room of one. A group that it begins
+    /// ends at `end`.
+    pub(super) fn take(
+        &self,
+        key: &str,
+        part: &Arc<Inbound>,
+        identity: Option<&str>,
+        end: Instant,
+    ) -> Taken {
         let size = part.message().body.len();
         let mut state = self.state();
         let state = &mut *state;
-        let (sender, waiting) = oneshot::channel();
-        if let Some(id) = identity {
-            if state.past.contains(&(key.to_owned(), id.to_owned())) {
-                return Taken::Past;
-            }
-            if let Some(group) = state.held.get_mut(key).filter(|group| group.known.contains(id)) {
-                group.waiting.push(sender);
-                return Taken::Again(waiting);
-            }
+        if state.is_over {
+            return Taken::Over;
         }
-        if state.held.get(key).is_some_and(|group| group.is_ending) {
+        if identity.is_some_and(|id| state.past.contains(key, id)) {
+            return Taken::Past;
+        }
+        let known = identity.and_then(|id| state.place(key, id));
+        let before = known.map_or(0, |(_, bytes)| bytes);
+        let others = state.bytes - before;
+        let fits = others == 0 || others.saturating_add(size) <= self.bounds.bytes;
+        if let Some((place, before)) = known
+            && (fits || size <= before)
+            && let Some(group) = state.held.get_mut(key)
+        {
+            state.bytes = others + size;
+            group.bytes = group.bytes - before + size;
+            return group.replace(place, part);
+        }
+        if known.is_none() && state.held.get(key).is_some_and(|group| group.is_ending) {
             return Taken::NotYet;
         }
-        if !state.has_room(key, size, self.bounds) {
+        if known.is_some() || !fits || !state.has_place(key, self.bounds) {
             let oldest = state.by_age.first_key_value().and_then(|(_, key)| state.held.get(key));
             if let Some(oldest) = oldest {
-                oldest.full.notify_one();
+                oldest.term.full.notify_one();
             }
             return Taken::NotYet;
         }
+        let (sender, waiting) = oneshot::channel();
         state.parts += 1;
         state.bytes += size;
         let is_first = !state.held.contains_key(key);
         if is_first {
-            state.begin(key);
+            state.begin(key, end);
         }
         let Some(group) = state.held.get_mut(key) else { return Taken::NotYet };
         group.bytes += size;
         group.parts.push(Arc::clone(part));
-        group.known.extend(identity.map(str::to_owned));
+        group.known.extend(identity.map(|id| (id.to_owned(), group.waiting.len())));
         group.waiting.push(sender);
-        if is_first { Taken::First(waiting, Arc::clone(&group.full)) } else { Taken::Next(waiting) }
+        if is_first { Taken::First(waiting, group.term.clone()) } else { Taken::Next(waiting) }
     }
 
     /// Gives a group to whoever ends it, when it is ready; it gets no more parts then.
@@ -183,7 +223,7 @@ impl Groups {
         state.parts -= group.parts.len();
         state.bytes -= group.bytes;
         if remember {
-            state.remember(key, group.known);
+            state.past.remember(key, group.known.keys());
         }
         drop(state);
         self.freed.notify_waiters();
@@ -200,6 +240,14 @@ impl Groups {
         }
     }
 
+    /// Takes no more parts, since none come that could complete a group, and gives back those that
+    /// it has of groups that nobody is ending.
+    pub(super) fn close(self: &Arc<Self>) {
+        self.state().is_over = true;
+        self.give_back();
+        self.freed.notify_waiters();
+    }
+
     /// Waits until something was given back since the future was made.
     pub(super) fn freed(&self) -> impl Future<Output = ()> + Send + '_ {
         self.freed.notified()
@@ -207,19 +255,25 @@ impl Groups {
 }
 
 impl State {
-    fn has_room(&self, key: &str, size: usize, bounds: Bounds) -> bool {
+    /// Where a part is held already, and its bytes.
+    fn place(&self, key: &str, id: &str) -> Option<(usize, usize)> {
+        let group = self.held.get(key)?;
+        let place = *group.known.get(id)?;
+        Some((place, group.parts[place].message().body.len()))
+    }
+
+    fn has_place(&self, key: &str, bounds: Bounds) -> bool {
         self.parts < bounds.parts
-            && (self.parts == 0 || self.bytes.saturating_add(size) <= bounds.bytes)
             && (self.held.contains_key(key) || self.held.len() < bounds.groups)
     }
 
-    fn begin(&mut self, key: &str) {
+    fn begin(&mut self, key: &str, end: Instant) {
         let group = Held {
             number: self.next,
             parts: Vec::new(),
-            known: HashSet::new(),
+            known: HashMap::new(),
             waiting: Vec::new(),
-            full: Arc::default(),
+            term: Term { end, full: Arc::default() },
             bytes: 0,
             is_ending: false,
         };
@@ -227,97 +281,7 @@ impl State {
         self.held.insert(key.to_owned(), group);
         self.next += 1;
     }
-
-    fn remember(&mut self, key: &str, known: HashSet<String>) {
-        for id in known {
-            let entry = (key.to_owned(), id);
-            if self.past.insert(entry.clone()) {
-                self.oldest_first.push_back(entry);
-            }
-        }
-        while self.oldest_first.len() > MAX_REMEMBERED {
-            if let Some(oldest) = self.oldest_first.pop_front() {
-                self.past.remove(&oldest);
-            }
-        }
-    }
 }
 
 #[cfg(test)]
-mod tests {
-    use postrider_core::{Address, DeliveryInfo, Envelope, Message};
-
-    use super::*;
-    use crate::codec::Limits;
-
-    fn part(size: usize) -> Arc<Inbound> {
-        let envelope = Envelope::new(Address::queue("q"), Message::new(vec![0; size]));
-        let info = DeliveryInfo::first("q".into());
-        Arc::new(Inbound::new(&Arc::new(envelope), &info, Limits::default()))
-    }
-
-    fn groups(groups: usize, parts: usize, bytes: usize) -> Arc<Groups> {
-        Groups::new(Bounds { groups, parts, bytes })
-    }
-
-    #[test]
-    fn the_oldest_group_makes_room() {
-        for (groups, size) in [(groups(1, 9, 99), 1), (groups(9, 1, 99), 1), (groups(9, 9, 10), 10)]
-        {
-            let Taken::First(_waiting, full) = groups.take("a", &part(size), Some("1")) else {
-                panic!("the first part of a group")
-            };
-            assert!(matches!(groups.take("b", &part(size), Some("2")), Taken::NotYet));
-            let told = std::pin::pin!(full.notified());
-            assert!(futures_util::FutureExt::now_or_never(told).is_some());
-            groups.close_if("a", |_| true).unwrap().end(&Outcome::Back);
-            assert!(matches!(groups.take("b", &part(size), Some("2")), Taken::First(..)));
-        }
-    }
-
-    #[test]
-    fn a_part_that_is_larger_than_all_room_is_taken_alone() {
-        let groups = groups(9, 9, 10);
-        assert!(matches!(groups.take("a", &part(11), None), Taken::First(..)));
-        assert!(matches!(groups.take("a", &part(1), None), Taken::NotYet));
-    }
-
-    #[test]
-    fn parts_that_come_again_share_the_end_and_then_are_past() {
-        let groups = groups(9, 9, 99);
-        let Taken::First(mut first, _) = groups.take("a", &part(1), Some("1")) else { panic!() };
-        let Taken::Again(mut again) = groups.take("a", &part(1), Some("1")) else { panic!() };
-        let ending = groups.close_if("a", |parts| parts.len() == 1).unwrap();
-        assert!(groups.close_if("a", |_| true).is_none());
-        let Taken::Again(mut late) = groups.take("a", &part(1), Some("1")) else { panic!() };
-        assert!(matches!(groups.take("a", &part(1), Some("2")), Taken::NotYet));
-        ending.end(&Outcome::Done);
-        for waiting in [&mut first, &mut again, &mut late] {
-            assert!(matches!(waiting.try_recv(), Ok(Outcome::Done)));
-        }
-        assert!(matches!(groups.take("a", &part(1), Some("1")), Taken::Past));
-        assert!(matches!(groups.take("a", &part(1), Some("2")), Taken::First(..)));
-    }
-
-    #[test]
-    fn what_is_given_back_is_neither_held_nor_past() {
-        let groups = groups(9, 9, 99);
-        let Taken::First(mut open, _) = groups.take("a", &part(1), Some("1")) else { panic!() };
-        let Taken::First(mut ending, _) = groups.take("b", &part(1), Some("1")) else { panic!() };
-        let held = groups.close_if("b", |_| true).unwrap();
-        groups.give_back();
-        assert!(matches!(open.try_recv(), Ok(Outcome::Back)));
-        assert!(ending.try_recv().is_err());
-        held.end(&Outcome::Done);
-        assert!(matches!(groups.take("a", &part(1), Some("1")), Taken::First(..)));
-    }
-
-    #[test]
-    fn an_end_that_is_given_up_frees_the_room() {
-        let groups = groups(1, 1, 9);
-        let Taken::First(mut waiting, _) = groups.take("a", &part(1), None) else { panic!() };
-        drop(groups.close_if("a", |_| true).unwrap());
-        assert!(waiting.try_recv().is_err());
-        assert!(matches!(groups.take("b", &part(1), None), Taken::First(..)));
-    }
-}
+mod tests;

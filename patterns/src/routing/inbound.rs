@@ -1,4 +1,7 @@
-use std::sync::{Arc, OnceLock};
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicU64, Ordering},
+};
 
 use postrider_core::{Address, DeliveryInfo, Envelope, HeaderValue, Message};
 use serde::de::DeserializeOwned;
@@ -6,7 +9,7 @@ use serde::de::DeserializeOwned;
 use super::value::Value;
 use crate::{
     codec::{Codec, CodecError, Limits},
-    handler::HandlerError,
+    handler::{HandlerError, codes},
     headers,
 };
 
@@ -18,12 +21,31 @@ pub struct Inbound {
     info: DeliveryInfo,
     limits: Limits,
     body: OnceLock<Result<Value, HandlerError>>,
+    left: AtomicU64,
 }
 
 impl Inbound {
     pub(super) fn new(envelope: &Arc<Envelope>, info: &DeliveryInfo, limits: Limits) -> Self {
         let (envelope, info) = (Arc::clone(envelope), info.clone());
-        Self { envelope, info, limits, body: OnceLock::new() }
+        let (body, left) = (OnceLock::new(), AtomicU64::new(u64::MAX));
+        Self { envelope, info, limits, body, left }
+    }
+
+    /// Bounds what looking into it may cost from now on, in steps: one is a condition, an entry
+    /// passed by, or a byte that is decoded or searched. Without it there is no bound.
+    pub(super) fn allow(&self, steps: u64) {
+        self.left.store(steps, Ordering::Relaxed);
+    }
+
+    /// Pays for a look before it is done.
+    pub(super) fn spend(&self, steps: usize) -> Result<(), HandlerError> {
+        let left = self.left.load(Ordering::Relaxed).checked_sub(steps as u64);
+        self.left.store(left.unwrap_or(0), Ordering::Relaxed);
+        if left.is_some() {
+            return Ok(());
+        }
+        let why = "the rules of the router look further into it than they may";
+        Err(HandlerError::unsupported(why).with_code(codes::TOO_COSTLY))
     }
 
     /// The message as it came.
@@ -52,6 +74,9 @@ impl Inbound {
     /// deep, or has more than 100,000 values. The error has the code
     /// [`UNDECODABLE`](crate::codes::UNDECODABLE), for which a message is dead-lettered at once.
     pub fn body(&self) -> Result<&Value, HandlerError> {
+        if self.body.get().is_none() {
+            self.spend(self.message().body.len())?;
+        }
         let decoded = self
             .body
             .get_or_init(|| self.read().map_err(|error| HandlerError::undecodable(&error)));

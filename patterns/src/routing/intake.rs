@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use futures_util::future::{BoxFuture, Shared};
 use postrider_core::{
     Capabilities, Error, ErrorKind, Publisher, Queue, Result, Topology, Transport,
 };
@@ -13,6 +14,9 @@ use crate::{
 
 /// How many routers a message may come through.
 const MAX_HOPS: u32 = 16;
+
+/// What consuming waits for.
+pub(super) type Begin = Shared<BoxFuture<'static, ()>>;
 
 /// Where a router, splitter or aggregator takes its messages from, and how.
 ///
@@ -57,7 +61,8 @@ impl Intake {
         }
     }
 
-    /// Adds a queue: a fan-in. Each has the concurrency and the dead-letter queue of its own.
+    /// Adds a queue: a fan-in. Each has the concurrency and the dead-letter queue of its own. See
+    /// [`Aggregator`](super::Aggregator) on what that means for groups.
     pub fn and_queue(mut self, name: impl Into<String>) -> Self {
         self.queues.push(name.into());
         self
@@ -159,13 +164,14 @@ impl Intake {
         outline.with_retry(&self.retry)
     }
 
-    /// Declares the queues and begins to consume them.
+    /// Declares the queues and begins to consume them, at once or after `begin`.
     pub(super) async fn start<P: Process>(
         self,
         transport: &Arc<dyn Transport>,
         publisher: &Arc<dyn Publisher>,
         process: P,
         single: bool,
+        begin: Option<Begin>,
     ) -> Result<Vec<Running>> {
         transport.declare(&self.topology(single)).await?;
         let process = Arc::new(process);
@@ -177,7 +183,10 @@ impl Intake {
                 settings: self.settings,
                 counters: Arc::new(Counters::default()),
             };
-            running.push(runner.start(transport, name).await?);
+            running.push(match &begin {
+                Some(begin) => runner.start_after(begin.clone(), transport, name)?,
+                None => runner.start(transport, name).await?,
+            });
         }
         Ok(running)
     }

@@ -1,31 +1,29 @@
-use std::{fmt, sync::Arc};
+use std::{fmt, future::pending, sync::Arc};
 
+use futures_util::FutureExt;
 use postrider_core::{
-    Address, Capabilities, DeliveryInfo, Envelope, Error, ErrorKind, PublisherOptions, Result,
-    Transport,
+    Address, Capabilities, Error, ErrorKind, PublisherOptions, Result, Transport,
 };
 use tokio::sync::{Mutex as AsyncMutex, watch};
-use tokio_util::sync::CancellationToken;
 
 use super::{
     condition::Condition,
     control::{self, Control, TableStore},
     copies::Copies,
     flow::{Flow, FlowCounters},
+    forwarding::{Forwarding, Recipients, Ways},
     inbound::Inbound,
-    intake::Intake,
-    table::{Matching, Otherwise, Route, RoutingTable, Rule},
-    tap::{Tap, TapInlet},
+    intake::{Begin, Intake},
+    route::Route,
+    table::{Matching, Otherwise, RoutingTable, Rule},
+    tap::Tap,
 };
 use crate::{
-    codec::Limits,
-    consuming::{Disposition, Outline, Process, catch_panic},
+    consuming::Outline,
     handler::HandlerError,
-    naming::Naming,
-    resilience::{By, Retrying},
+    middleware::{Layers, Middleware},
+    resilience::By,
 };
-
-type Recipients = Arc<dyn Fn(&Inbound) -> Result<Vec<Address>, HandlerError> + Send + Sync>;
 
 /// Takes messages from a queue and sends each on to where its rules say.
 ///
@@ -53,6 +51,8 @@ pub struct Router {
     tap: Option<Address>,
     service: Option<String>,
     store: Option<Arc<dyn TableStore>>,
+    begins_blank: bool,
+    layers: Layers,
 }
 
 impl Router {
@@ -65,6 +65,8 @@ impl Router {
             tap: None,
             service: None,
             store: None,
+            begins_blank: false,
+            layers: Layers::default(),
         }
     }
 
@@ -98,9 +100,18 @@ impl Router {
         self
     }
 
+    /// Puts a middleware around the routing, within those that were added before it. Each try of a
+    /// message passes through all of them. A message that a middleware takes as done is sent
+    /// nowhere but to the [tap](Self::tap).
+    pub fn with(mut self, middleware: impl Middleware) -> Self {
+        self.layers.push(middleware);
+        self
+    }
+
     /// Computes the recipients of each message in place of rules. A message without any goes where
     /// [`otherwise`](Self::otherwise) says; an error is treated as that of a handler, and a panic
-    /// is caught. It is asked again on every try.
+    /// is caught. It is asked again on every try. It must not block, but for messages with bodies
+    /// of more than 128 KiB, for which it runs on a thread of its own.
     pub fn recipients<F>(mut self, recipients: F) -> Self
     where
         F: Fn(&Inbound) -> Result<Vec<Address>, HandlerError> + Send + Sync + 'static,
@@ -109,11 +120,10 @@ impl Router {
         self
     }
 
-    /// Sends a copy of each message that was dealt with to this address too, the message as it came,
-    /// also of those that no rule wanted.
-    /// The tap delays and fails nothing: at most 1,000 copies and 16 MiB wait for the broker, and
-    /// those that find no room or are not taken are dropped and
-    /// [counted](super::FlowStats::tap_dropped).
+    /// Sends a copy of each message that was dealt with to this address too, the message as it
+    /// came, also of those that no rule wanted. The tap delays and fails nothing: at most 1,000
+    /// copies and 16 MiB wait for the broker, and those that find no room or are not taken are
+    /// dropped and [counted](super::FlowStats::tap_dropped).
     pub fn tap(mut self, address: Address) -> Self {
         self.tap = Some(address);
         self
@@ -122,6 +132,11 @@ impl Router {
     /// Lets the rules be changed while the router runs: it serves
     /// [`ChangeRules`](super::ChangeRules) and [`ListRules`](super::ListRules) as the RPC service
     /// of this name. A message in hand follows the table that it began with.
+    ///
+    /// A router that has neither rules nor anything but the default for the rest takes no message
+    /// before somebody has changed that: what waits in its queue is not dead-lettered for want of
+    /// the rules that are still on their way. [`Flow::is_held`] tells. Once changed, a table
+    /// without rules is one like others. See [`begin_blank`](Self::begin_blank).
     pub fn controlled(mut self, service: impl Into<String>) -> Self {
         self.service = Some(service.into());
         self
@@ -132,6 +147,13 @@ impl Router {
     /// router that is started again begins with its own.
     pub fn store(mut self, store: Arc<dyn TableStore>) -> Self {
         self.store = Some(store);
+        self
+    }
+
+    /// Begins without rules, where it is [controlled](Self::controlled): messages that come before
+    /// the first rules are dead-lettered. Default: it waits for rules.
+    pub fn begin_blank(mut self) -> Self {
+        self.begins_blank = true;
         self
     }
 
@@ -160,11 +182,12 @@ impl Router {
     ///
     /// [`ErrorKind::Invalid`] for a table that [`RoutingTable::check`] refuses, a router that has
     /// neither rules nor somewhere for the rest, or both rules and computed recipients, or that is
-    /// controlled and computes its recipients, or has a store and is not controlled; what the store
-    /// fails with; and what [`Worker::start`](crate::Worker::start) fails with.
+    /// controlled and computes its recipients, or has a store or begins blank and is not
+    /// controlled; what the store fails with; and what [`Worker::start`](crate::Worker::start)
+    /// fails with.
     pub async fn start(self, transport: &Arc<dyn Transport>) -> Result<Flow> {
         self.check(transport.capabilities())?;
-        let Self { intake, table, recipients, tap, service, store } = self;
+        let Self { intake, table, recipients, tap, service, store, begins_blank, layers } = self;
         let table = match (&store, &service) {
             (Some(store), Some(service)) => stored(&**store, service).await?.unwrap_or(table),
             _ => table,
@@ -182,12 +205,16 @@ impl Router {
         };
         let (changes, table) = watch::channel(Arc::new(table));
         let naming = intake.naming.clone();
-        let process = Routing {
+        let is_held = service.is_some() && !begins_blank && table.borrow().is_blank();
+        let begin = is_held.then(|| first_rules(table.clone()));
+        let is_ruled = recipients.is_none();
+        let process = Forwarding {
             table: table.clone(),
-            recipients: recipients.clone(),
+            ways: Arc::new(Ways { recipients, naming: naming.clone() }),
             tap: inlet,
             limits: intake.limits,
-            naming: naming.clone(),
+            layers,
+            env: transport.env().clone(),
             retrying: intake.retrying(transport, By::Broker),
             copies: Copies {
                 publisher: Arc::clone(&publisher),
@@ -195,17 +222,23 @@ impl Router {
                 counters: Arc::clone(&counters),
             },
         };
-        let running = intake.start(transport, &publisher, process, false).await?;
-        let control = match service {
-            Some(service) => {
-                let turn = AsyncMutex::default();
-                let control = Control { service, store, table: changes, turn };
-                Some(control.start(transport, &naming).await?)
+        let running = intake.start(transport, &publisher, process, false, begin).await?;
+        let mut flow = Flow::new(running, counters, transport.env().clone()).tapped(tap);
+        if is_ruled {
+            flow = flow.showing(table);
+        }
+        if let Some(service) = service {
+            if is_held {
+                tracing::warn!(
+                    router = service,
+                    "it has no rules yet, and takes nothing until then"
+                );
             }
-            None => None,
-        };
-        let table = recipients.is_none().then_some(table);
-        Ok(Flow { running, control, counters, table, tap, env: transport.env().clone() })
+            let turn = AsyncMutex::default();
+            let control = Control { service, store, table: changes, turn };
+            flow = flow.controlled(control.start(transport, &naming).await?);
+        }
+        Ok(flow)
     }
 
     fn check(&self, capabilities: &Capabilities) -> Result<()> {
@@ -227,6 +260,8 @@ impl Router {
             "it computes its recipients, and has no rules that could be changed"
         } else if self.store.is_some() && self.service.is_none() {
             "it has a store for changes and nobody can change it; call controlled"
+        } else if self.begins_blank && self.service.is_none() {
+            "it begins without rules and nobody can give it some; call controlled"
         } else {
             return Ok(());
         };
@@ -234,6 +269,17 @@ impl Router {
             Error::new(ErrorKind::Invalid, "start", format!("the router is not sound: {why}"));
         Err(error.with_context("queues", self.intake.queues.join(", ")))
     }
+}
+
+/// Waits until somebody has changed a table that says nothing.
+fn first_rules(mut table: watch::Receiver<Arc<RoutingTable>>) -> Begin {
+    let changed = async move {
+        if table.wait_for(|table| !table.is_blank()).await.is_err() {
+            // Nobody is left who could; the flow shows that.
+            pending::<()>().await;
+        }
+    };
+    changed.boxed().shared()
 }
 
 async fn stored(store: &dyn TableStore, service: &str) -> Result<Option<RoutingTable>> {
@@ -260,58 +306,5 @@ impl fmt::Debug for Router {
             .field("tap", &self.tap)
             .field("service", &self.service)
             .finish_non_exhaustive()
-    }
-}
-
-struct Routing {
-    table: watch::Receiver<Arc<RoutingTable>>,
-    recipients: Option<Recipients>,
-    tap: Option<TapInlet>,
-    limits: Limits,
-    naming: Naming,
-    retrying: Retrying,
-    copies: Copies,
-}
-
-impl Process for Routing {
-    async fn process(
-        &self,
-        envelope: &Arc<Envelope>,
-        info: &DeliveryInfo,
-        cancellation: &CancellationToken,
-    ) -> Disposition {
-        let inbound = Inbound::new(envelope, info, self.limits);
-        let attempt = || catch_panic(self.route(&inbound));
-        let disposition = self.retrying.run(info, cancellation, attempt).await;
-        if let (Disposition::Ack, Some(tap)) = (&disposition, &self.tap) {
-            tap.copy(envelope);
-        }
-        disposition
-    }
-}
-
-impl Routing {
-    async fn route(&self, inbound: &Inbound) -> Result<(), HandlerError> {
-        let table = Arc::clone(&self.table.borrow());
-        let addresses = match &self.recipients {
-            None => table.choose(inbound, &self.naming)?,
-            Some(recipients) => {
-                let mut chosen = Vec::new();
-                for address in recipients(inbound)? {
-                    if !chosen.contains(&address) {
-                        chosen.push(address);
-                    }
-                }
-                if chosen.is_empty() {
-                    table.otherwise.choose(&mut chosen, inbound, &self.naming)?;
-                }
-                chosen
-            }
-        };
-        if addresses.is_empty() {
-            self.copies.counters.dropped.add(1);
-            return Ok(());
-        }
-        self.copies.forward(inbound, addresses).await
     }
 }

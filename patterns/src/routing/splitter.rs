@@ -1,7 +1,7 @@
 use std::{fmt, sync::Arc};
 
 use postrider_core::{
-    Capabilities, DeliveryInfo, Envelope, Message, PublisherOptions, Result, Transport,
+    Capabilities, DeliveryInfo, Env, Envelope, Message, PublisherOptions, Result, Transport,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -9,15 +9,16 @@ use super::{
     copies::Copies,
     field::Field,
     flow::{Flow, FlowCounters},
-    ids::derived,
     inbound::Inbound,
     intake::Intake,
-    table::Route,
+    route::Route,
 };
 use crate::{
-    consuming::{Disposition, Outline, Process, catch_panic},
-    handler::{HandlerError, codes},
+    consuming::{Disposition, Outcome, Outline, Process, catch_panic},
+    derived::derived,
+    handler::{Context, HandlerError, codes},
     headers,
+    middleware::{Layers, Middleware},
     resilience::{By, Retrying},
 };
 
@@ -54,14 +55,17 @@ pub struct Splitter {
     split: Split,
     to: Route,
     max_parts: usize,
+    /// What its list is, where that is all it splits by.
+    list: Option<Field>,
+    layers: Layers,
 }
 
 impl Splitter {
     /// A part for each item of a list in the body, in the codec of the parent.
     pub fn list(intake: impl Into<Intake>, list: Field, to: Route) -> Self {
         let intake = intake.into();
-        let limits = intake.limits;
-        Self::by(intake, to, move |inbound| {
+        let (limits, looked_at) = (intake.limits, list.clone());
+        let splitter = Self::by(intake, to, move |inbound| {
             let items = list
                 .value(inbound)?
                 .and_then(super::Value::as_list)
@@ -72,7 +76,8 @@ impl Splitter {
                 Ok(Message::new(body).with_content_type(codec.content_type()))
             };
             items.iter().map(part).collect()
-        })
+        });
+        Self { list: Some(looked_at), ..splitter }
     }
 
     /// The parts that a function makes of a message. It must make the same ones of the same
@@ -81,7 +86,15 @@ impl Splitter {
     where
         F: Fn(&Inbound) -> Result<Vec<Message>, HandlerError> + Send + Sync + 'static,
     {
-        Self { intake: intake.into(), split: Arc::new(split), to, max_parts: MAX_PARTS }
+        let (intake, split, layers) = (intake.into(), Arc::new(split), Layers::default());
+        Self { intake, split, to, max_parts: MAX_PARTS, list: None, layers }
+    }
+
+    /// Puts a middleware around the splitting, within those that were added before it. Each try of
+    /// a message passes through all of them.
+    pub fn with(mut self, middleware: impl Middleware) -> Self {
+        self.layers.push(middleware);
+        self
     }
 
     /// How many parts one message may have; one with more is dead-lettered. Default: 10,000.
@@ -101,6 +114,7 @@ impl Splitter {
 
     fn check(&self, capabilities: &Capabilities) -> Result<()> {
         self.intake.check(capabilities)?;
+        self.list.as_ref().map_or(Ok(()), Field::check)?;
         self.to.check()
     }
 
@@ -112,17 +126,19 @@ impl Splitter {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Invalid`](postrider_core::ErrorKind::Invalid) for a route that no broker has,
-    /// and what [`Worker::start`](crate::Worker::start) fails with.
+    /// [`ErrorKind::Invalid`](postrider_core::ErrorKind::Invalid) for a list that has no text form,
+    /// for a route that no broker has, and what [`Worker::start`](crate::Worker::start) fails with.
     pub async fn start(self, transport: &Arc<dyn Transport>) -> Result<Flow> {
         self.check(transport.capabilities())?;
-        let Self { intake, split, to, max_parts } = self;
+        let Self { intake, split, to, max_parts, layers, .. } = self;
         let publisher = transport.publisher(PublisherOptions::default()).await?;
         let counters = Arc::new(FlowCounters::default());
         let process = Splitting {
             split,
             to,
             max_parts,
+            layers,
+            env: transport.env().clone(),
             retrying: intake.retrying(transport, By::Broker),
             copies: Copies {
                 publisher: Arc::clone(&publisher),
@@ -131,9 +147,8 @@ impl Splitter {
             },
             intake: intake.clone(),
         };
-        let running = intake.start(transport, &publisher, process, false).await?;
-        let env = transport.env().clone();
-        Ok(Flow { running, control: None, counters, table: None, tap: None, env })
+        let running = intake.start(transport, &publisher, process, false, None).await?;
+        Ok(Flow::new(running, counters, transport.env().clone()))
     }
 }
 
@@ -152,6 +167,8 @@ struct Splitting {
     split: Split,
     to: Route,
     max_parts: usize,
+    layers: Layers,
+    env: Env,
     retrying: Retrying,
     copies: Copies,
 }
@@ -164,8 +181,19 @@ impl Process for Splitting {
         cancellation: &CancellationToken,
     ) -> Disposition {
         let inbound = Inbound::new(envelope, info, self.intake.limits);
-        let attempt = || catch_panic(self.split(&inbound, info));
-        self.retrying.run(info, cancellation, attempt).await
+        let context = |given_up: &CancellationToken| {
+            Context::new(Arc::clone(envelope), info.clone(), self.env.clone(), given_up)
+        };
+        let attempt = |_context| catch_panic(self.split(&inbound, info));
+        self.retrying.run_handler(info, cancellation, &self.layers, context, attempt).await
+    }
+
+    fn stopping(&self) {
+        self.layers.stop();
+    }
+
+    fn settled(&self, envelope: &Envelope, info: &DeliveryInfo, outcome: Outcome) {
+        self.layers.settled(envelope, info, outcome);
     }
 }
 

@@ -1,101 +1,23 @@
-use std::collections::HashSet;
+use std::{collections::HashSet, io};
 
-use postrider_core::{Address, Error, ErrorKind, Result, check_declared_name, check_name};
+use postrider_core::{Address, Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{condition::Condition, field::Field, inbound::Inbound, partition::Partitioner};
+use super::{
+    condition::Condition,
+    inbound::Inbound,
+    route::{Route, check_routes},
+};
 use crate::{
     handler::{HandlerError, codes},
     naming::Naming,
 };
 
-const MAX_RULES: usize = 1_000;
-const MAX_ROUTES: usize = 100;
-
-/// Where copies of a message go. It is data.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-#[non_exhaustive]
-pub enum Route {
-    /// To a queue.
-    Queue(String),
-    /// To an exchange.
-    Exchange {
-        /// Its name.
-        name: String,
-        /// The routing key; `None` for the one that the message came with.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        key: Option<String>,
-    },
-    /// To one of several queues, by a key. A message without that key is dead-lettered.
-    Partition {
-        /// The queues.
-        to: Partitioner,
-        /// What the key is.
-        by: Field,
-    },
-}
-
-impl Route {
-    /// To a queue.
-    pub fn queue(name: impl Into<String>) -> Self {
-        Self::Queue(name.into())
-    }
-
-    /// To an exchange, under a routing key.
-    pub fn exchange(name: impl Into<String>, key: impl Into<String>) -> Self {
-        Self::Exchange { name: name.into(), key: Some(key.into()) }
-    }
-
-    /// To an exchange, under the key that the message came with.
-    pub fn exchange_as_it_came(name: impl Into<String>) -> Self {
-        Self::Exchange { name: name.into(), key: None }
-    }
-
-    /// To one of several queues.
-    #[must_use]
-    pub const fn partition(to: Partitioner, by: Field) -> Self {
-        Self::Partition { to, by }
-    }
-
-    /// Where this very message goes.
-    ///
-    /// # Errors
-    ///
-    /// When it has not the key of a partition.
-    pub(super) fn address(
-        &self,
-        inbound: &Inbound,
-        naming: &Naming,
-    ) -> std::result::Result<Address, HandlerError> {
-        Ok(match self {
-            Self::Queue(name) => Address::queue(name.clone()),
-            Self::Exchange { name, key: Some(key) } => Address::exchange(name.clone(), key.clone()),
-            Self::Exchange { name, key: None } => {
-                Address::exchange(name.clone(), inbound.address().routing_key().to_owned())
-            }
-            Self::Partition { to, by } => {
-                let key = by.key(inbound)?.ok_or_else(|| {
-                    HandlerError::invalid(format!("it has no {by} that could be its key"))
-                        .with_code(codes::NO_KEY)
-                })?;
-                to.address(naming, &key)
-            }
-        })
-    }
-
-    pub(super) fn check(&self) -> Result<()> {
-        match self {
-            Self::Queue(name) if name.is_empty() => check_declared_name("route", name),
-            Self::Queue(name) => check_name("route", name),
-            Self::Exchange { name, key } => {
-                check_name("route", name)?;
-                check_name("route", key.as_deref().unwrap_or_default())
-            }
-            Self::Partition { .. } => Ok(()),
-        }
-    }
-}
+/// How many rules a table has at most, and how large a rule and a table may be, in the bytes of
+/// their JSON: conditions in conditions, long texts and many routes count.
+pub(super) const MAX_RULES: usize = 1_000;
+const MAX_RULE_BYTES: usize = 64 * 1024;
+pub(super) const MAX_TABLE_BYTES: usize = 1024 * 1024;
 
 /// The messages for which a condition holds go to these routes.
 ///
@@ -174,35 +96,15 @@ pub struct RoutingTable {
     pub otherwise: Otherwise,
 }
 
-/// A step from one table to the next.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-#[non_exhaustive]
-pub enum Change {
-    /// Adds a rule.
-    Add {
-        /// The rule.
-        rule: Rule,
-        /// The name of the rule that comes after it; `None` for the end.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        before: Option<String>,
-    },
-    /// Puts a rule in the place of the one of its name.
-    Replace(Rule),
-    /// Removes the rule of this name.
-    Remove(String),
-    /// Sets what becomes of messages that no rule is for.
-    Otherwise(Otherwise),
-}
-
 impl RoutingTable {
     /// Whether it is one that a router takes.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Invalid`] for more than 1,000 rules, a rule without a name, routes or with more
-    /// than 100 of them, a name twice, a route to what no broker has, and a condition that is too
-    /// large or cannot hold.
+    /// than 100 of them, a name twice, a route to what no broker has, a condition that has too much
+    /// in it or cannot hold, and for a rule of more than 64 KiB or a table of more than 1 MiB as
+    /// JSON.
     pub fn check(&self) -> Result<()> {
         let refuse = |why: String| Err(Error::new(ErrorKind::Invalid, "route", why));
         if self.rules.len() > MAX_RULES {
@@ -216,58 +118,28 @@ impl RoutingTable {
             rule.when.check().map_err(|error| error.with_context("rule", rule.name.clone()))?;
             check_routes(&rule.to)
                 .map_err(|error| error.with_context("rule", rule.name.clone()))?;
-        }
-        match &self.otherwise {
-            Otherwise::Send(routes) => check_routes(routes),
-            Otherwise::DeadLetter | Otherwise::Drop => Ok(()),
-        }
-    }
-
-    /// The table after all of these changes.
-    ///
-    /// # Errors
-    ///
-    /// When one of them cannot be made, or the table would be none that a router takes.
-    pub fn changed(&self, changes: Vec<Change>) -> Result<Self> {
-        let mut table = self.clone();
-        for change in changes {
-            table.change(change)?;
-        }
-        table.version = self.version.saturating_add(1);
-        table.check()?;
-        Ok(table)
-    }
-
-    fn change(&mut self, change: Change) -> Result<()> {
-        match change {
-            Change::Add { rule, before: None } => self.rules.push(rule),
-            Change::Add { rule, before: Some(before) } => {
-                let place = self.place(&before)?;
-                self.rules.insert(place, rule);
+            let bytes = json_bytes(rule)?;
+            if bytes > MAX_RULE_BYTES {
+                // Its name may be what is so long.
+                let name: String = rule.name.chars().take(100).collect();
+                return refuse(format!(
+                    "a rule has at most {MAX_RULE_BYTES} bytes, and '{name}' has {bytes}"
+                ));
             }
-            Change::Replace(rule) => {
-                let place = self.place(&rule.name)?;
-                self.rules[place] = rule;
-            }
-            Change::Remove(name) => {
-                let place = self.place(&name)?;
-                self.rules.remove(place);
-            }
-            Change::Otherwise(otherwise) => self.otherwise = otherwise,
         }
-        // Before the next one, so that many changes cannot make it larger than it may ever be.
-        if self.rules.len() > MAX_RULES {
-            let why = format!("a table has at most {MAX_RULES} rules");
-            return Err(Error::new(ErrorKind::Invalid, "route", why));
+        if let Otherwise::Send(routes) = &self.otherwise {
+            check_routes(routes)?;
+        }
+        let bytes = json_bytes(self)?;
+        if bytes > MAX_TABLE_BYTES {
+            return refuse(format!("a table has at most {MAX_TABLE_BYTES} bytes, not {bytes}"));
         }
         Ok(())
     }
 
-    fn place(&self, name: &str) -> Result<usize> {
-        self.rules.iter().position(|rule| rule.name == name).ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, "route", "the table has no such rule")
-                .with_context("rule", name.to_owned())
-        })
+    /// Whether nobody has said yet where messages go, or that they go nowhere.
+    pub(super) fn is_blank(&self) -> bool {
+        self.version == 0 && self.rules.is_empty() && self.otherwise == Otherwise::DeadLetter
     }
 
     /// Where a message goes; nowhere when it is dropped.
@@ -325,60 +197,100 @@ fn add(
     Ok(())
 }
 
-fn check_routes(routes: &[Route]) -> Result<()> {
-    if routes.is_empty() || routes.len() > MAX_ROUTES {
-        let why = format!("messages go to 1 to {MAX_ROUTES} routes, not {}", routes.len());
-        return Err(Error::new(ErrorKind::Invalid, "route", why));
+/// How long a rule or a table is as JSON, which is not kept.
+fn json_bytes<T: Serialize>(value: &T) -> Result<usize> {
+    let mut bytes = Counted(0);
+    match serde_json::to_writer(&mut bytes, value) {
+        Ok(()) => Ok(bytes.0),
+        Err(error) => Err(Error::new(ErrorKind::Invalid, "route", error.to_string())),
     }
-    routes.iter().try_for_each(Route::check)
+}
+
+struct Counted(usize);
+
+impl io::Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::routing::{Field, Partitioner, route::MAX_ROUTES};
 
-    fn rule(name: &str, to: &str) -> Rule {
-        Rule::new(name, Condition::Always, [Route::queue(to.to_owned())])
+    fn table(rules: Vec<Rule>) -> RoutingTable {
+        RoutingTable { rules, ..Default::default() }
     }
 
-    fn names(table: &RoutingTable) -> Vec<&str> {
-        table.rules.iter().map(|rule| rule.name.as_str()).collect()
-    }
-
-    #[test]
-    fn changes_are_made_together_or_not_at_all() {
-        let table =
-            RoutingTable { rules: vec![rule("a", "1"), rule("c", "3")], ..Default::default() };
-        let add = Change::Add { rule: rule("b", "2"), before: Some("c".to_owned()) };
-        let next = table.changed(vec![add.clone(), Change::Replace(rule("a", "9"))]).unwrap();
-        assert_eq!((names(&next), next.version), (vec!["a", "b", "c"], 1));
-        assert_eq!(next.rules[0].to, [Route::queue("9")]);
-        let next = next.changed(vec![Change::Remove("c".to_owned())]).unwrap();
-        assert_eq!((names(&next), next.version), (vec!["a", "b"], 2));
-        for wrong in [
-            Change::Remove("x".to_owned()),
-            Change::Replace(rule("x", "1")),
-            Change::Add { rule: rule("x", "1"), before: Some("y".to_owned()) },
-            Change::Add { rule: rule("a", "1"), before: None },
-            Change::Add { rule: rule("", "1"), before: None },
-            Change::Add { rule: rule("x", ""), before: None },
-            Change::Add { rule: rule("x", &"q".repeat(256)), before: None },
-            Change::Add { rule: Rule::new("x", Condition::Always, []), before: None },
-            Change::Otherwise(Otherwise::Send(Vec::new())),
-        ] {
-            assert!(table.changed(vec![add.clone(), wrong.clone()]).is_err(), "{wrong:?}");
-        }
-        assert_eq!(names(&table), ["a", "c"]);
+    fn rule(name: &str, when: Condition) -> Rule {
+        Rule::new(name, when, [Route::queue("q")])
     }
 
     #[test]
-    fn a_table_does_not_grow_without_bound() {
-        let rules = (0..MAX_RULES).map(|number| rule(&number.to_string(), "q")).collect();
-        let full = RoutingTable { rules, ..Default::default() };
-        full.check().unwrap();
-        assert!(full.changed(vec![Change::Add { rule: rule("x", "q"), before: None }]).is_err());
+    fn a_table_has_so_many_rules_and_routes() {
+        let rules = |number: usize| {
+            let names = 0..number;
+            table(names.map(|name| rule(&name.to_string(), Condition::Always)).collect())
+        };
+        rules(MAX_RULES).check().unwrap();
+        assert!(rules(MAX_RULES + 1).check().is_err());
         let routes = vec![Route::queue("q"); MAX_ROUTES + 1];
-        let wide = Rule::new("wide", Condition::Always, routes);
-        assert!(RoutingTable { rules: vec![wide], ..Default::default() }.check().is_err());
+        assert!(table(vec![Rule::new("wide", Condition::Always, routes)]).check().is_err());
+    }
+
+    #[test]
+    fn a_rule_has_so_many_bytes_whatever_they_are_of() {
+        let long = || "x".repeat(MAX_RULE_BYTES);
+        let text = |length| Condition::equals(Field::Type, "x".repeat(length));
+        table(vec![rule("fits", text(MAX_RULE_BYTES - 100))]).check().unwrap();
+        let lanes = Partitioner::new("lanes", 2).unwrap();
+        let far = Route::partition(lanes, Field::header("x".repeat(MAX_RULE_BYTES / 50)));
+        for heavy in [
+            rule("long text", text(MAX_RULE_BYTES)),
+            rule("long name of a header", Condition::Exists(Field::header(long()))),
+            rule("long path", Condition::Exists(Field::Body(vec!["x".to_owned(); 40_000]))),
+            rule("many texts", Condition::Any(vec![text(100); 900])),
+            rule("many values", Condition::OneOf(Field::Type, vec!["x".repeat(99).into(); 900])),
+            rule("nested", (0..9).fold(text(60_000), |inner, _| inner.or(text(1_000)).negated())),
+            Rule::new("many routes", Condition::Always, vec![far; MAX_ROUTES]),
+            rule(&long(), Condition::Always),
+        ] {
+            let name = heavy.name.chars().take(30).collect::<String>();
+            let error = table(vec![heavy]).check().unwrap_err();
+            assert!(error.to_string().contains("65536 bytes"), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_table_has_so_many_bytes_the_rest_included() {
+        let text = || Condition::equals(Field::Type, "x".repeat(61_000));
+        let rules = |number: usize| {
+            let names = 0..number;
+            table(names.map(|name| rule(&name.to_string(), text())).collect())
+        };
+        rules(17).check().unwrap();
+        assert!(rules(18).check().unwrap_err().to_string().contains("1048576 bytes"));
+        let far = Route::exchange("e", "k".repeat(200));
+        let otherwise = Otherwise::Send(vec![far; MAX_ROUTES]);
+        assert!(RoutingTable { otherwise, ..rules(17) }.check().is_err());
+    }
+
+    #[test]
+    fn a_field_that_has_no_text_is_refused() {
+        let empty = || Field::Body(vec!["a".to_owned(), String::new()]);
+        let lanes = Partitioner::new("lanes", 2).unwrap();
+        for wrong in [
+            rule("a", Condition::Exists(empty())),
+            rule("b", Condition::below(Field::header(""), 1).negated()),
+            Rule::new("c", Condition::Always, [Route::partition(lanes, Field::body("a..b"))]),
+        ] {
+            assert!(table(vec![wrong.clone()]).check().is_err(), "{wrong:?}");
+        }
     }
 }

@@ -74,6 +74,8 @@ pub struct PartHealth {
 pub enum PartState {
     /// It consumes.
     Consuming,
+    /// It takes nothing yet: a controlled router that waits for its first rules.
+    Held,
     /// It gets nothing, though it has room and messages wait in its queue.
     Stalled,
     /// It consumes no more, and why, when it was for an error.
@@ -81,14 +83,14 @@ pub enum PartState {
 }
 
 impl ServiceHealth {
-    /// Whether all parts consume, or it drains, which has a deadline. When not, only a restart
-    /// helps. A lost connection restores itself and does not count here.
+    /// Whether all parts consume or wait for what lets them begin, or it drains, which has a
+    /// deadline. When not, only a restart helps. A lost connection restores itself and does not
+    /// count here.
     #[must_use]
     pub fn is_live(&self) -> bool {
+        let lives = |state: &PartState| matches!(state, PartState::Consuming | PartState::Held);
         match self.phase {
-            ServicePhase::Running => {
-                self.parts.iter().all(|part| matches!(part.state, PartState::Consuming))
-            }
+            ServicePhase::Running => self.parts.iter().all(|part| lives(&part.state)),
             ServicePhase::Draining => true,
             ServicePhase::Stopped => false,
         }
@@ -98,7 +100,7 @@ impl ServiceHealth {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.phase == ServicePhase::Running
-            && self.is_live()
+            && self.parts.iter().all(|part| matches!(part.state, PartState::Consuming))
             && self.connection == ConnectionState::Connected
     }
 }
@@ -231,6 +233,7 @@ impl Watched {
         let stats = counters.stats();
         let state = match &*self.gauge.state.borrow() {
             State::Ended(error) => PartState::Ended(error.clone()),
+            State::Held => PartState::Held,
             State::Running if self.starved.load(Ordering::Relaxed) >= LOOKS => PartState::Stalled,
             State::Running => PartState::Consuming,
         };

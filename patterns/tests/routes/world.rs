@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{FutureExt, future::LocalBoxFuture};
 use postrider_core::{
     Address, ConsumerOptions, Env, Envelope, Exchange, HeaderValue, Message, PublisherExt,
     PublisherOptions, Queue, Topology, Transport,
@@ -18,6 +19,8 @@ use postrider_testkit::harness::{Connection, TestBroker};
 use serde::Serialize;
 use tokio::time::{sleep, timeout};
 
+use crate::suite;
+
 /// How long anything may take.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
 
@@ -29,8 +32,8 @@ pub(crate) struct World {
     queues: Mutex<BTreeSet<String>>,
 }
 
-impl World {
-    pub(crate) fn new(broker: Arc<dyn TestBroker>) -> Self {
+impl suite::World for World {
+    fn new(broker: Arc<dyn TestBroker>) -> Self {
         let prefix = format!("routing-{}.", Env::system().new_id());
         let naming =
             Naming::default().prefixed(&prefix).with_dead_letter_queue("{queue}.dead_letters");
@@ -38,6 +41,35 @@ impl World {
         Self { broker, naming, prefix, queues: Mutex::default() }
     }
 
+    fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    fn clear(&self) -> LocalBoxFuture<'_, ()> {
+        async {
+            let transport = self.transport().await;
+            let mut topology =
+                Topology::new().exchange(Exchange::direct(self.naming.dead_letter_exchange()));
+            let names = self.queues.lock().unwrap().clone();
+            for name in &names {
+                let (dead, calls) =
+                    (self.naming.dead_letter_queue(name), self.naming.rpc_queue(name));
+                let dead_calls = self.naming.dead_letter_queue(&calls);
+                topology = topology
+                    .exchange(Exchange::topic(name.clone()))
+                    .exchange(Exchange::direct(self.naming.rpc_exchange(name)));
+                for queue in [name.clone(), dead, calls, dead_calls] {
+                    topology = topology.queue(Queue::durable(queue));
+                }
+            }
+            transport.remove(&topology).await.unwrap();
+            transport.close(SOON).await.unwrap();
+        }
+        .boxed_local()
+    }
+}
+
+impl World {
     pub(crate) async fn connect(&self) -> Connection {
         self.broker.connect().await.unwrap()
     }
@@ -110,23 +142,14 @@ impl World {
         transport.queue_info(&self.name(name)).await.unwrap().unwrap().ready
     }
 
-    /// Takes away what a function may have made.
-    pub(crate) async fn clear(&self) {
-        let transport = self.transport().await;
-        let mut topology =
-            Topology::new().exchange(Exchange::direct(self.naming.dead_letter_exchange()));
-        for name in self.queues.lock().unwrap().iter() {
-            let (dead, calls) = (self.naming.dead_letter_queue(name), self.naming.rpc_queue(name));
-            let dead_calls = self.naming.dead_letter_queue(&calls);
-            topology = topology
-                .exchange(Exchange::topic(name.clone()))
-                .exchange(Exchange::direct(self.naming.rpc_exchange(name)));
-            for queue in [name.clone(), dead, calls, dead_calls] {
-                topology = topology.queue(Queue::durable(queue));
+    /// Waits until so many messages wait in a queue; brokers count late.
+    pub(crate) async fn comes_to_hold(&self, transport: &dyn Transport, name: &str, number: u64) {
+        let coming = timeout(SOON, async {
+            while self.waiting(transport, name).await != number {
+                sleep(Duration::from_millis(10)).await;
             }
-        }
-        transport.remove(&topology).await.unwrap();
-        transport.close(SOON).await.unwrap();
+        });
+        assert!(coming.await.is_ok(), "{number} messages wait in {name}");
     }
 }
 

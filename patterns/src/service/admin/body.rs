@@ -19,6 +19,7 @@ pub(super) fn json(service: &str, health: &ServiceHealth) -> Value {
 fn part(part: &PartHealth) -> Value {
     let (state, error) = match &part.state {
         PartState::Consuming => ("consuming", None),
+        PartState::Held => ("held", None),
         PartState::Stalled => ("stalled", None),
         PartState::Ended(error) => ("ended", error.as_ref().map(ToString::to_string)),
     };

@@ -1,10 +1,10 @@
 //! Ids that follow from what a message is made of, so that whoever makes it again gives it the
-//! same.
+//! same; and what is remembered in place of texts of any length.
 
 use uuid::{Builder, Uuid};
 
 /// A `UUIDv8` of the BLAKE3 hash over the parts, each behind its length.
-pub(super) fn derived<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Uuid {
+pub(crate) fn derived<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Uuid {
     let mut hasher = blake3::Hasher::new();
     for part in parts {
         hasher.update(&(part.len() as u64).to_le_bytes());
