@@ -173,7 +173,8 @@ impl Worker {
     /// # Errors
     ///
     /// [`ErrorKind::Invalid`] for a worker without handlers, with two for one type or with one
-    /// for tasks of another queue, and for options out of range; [`ErrorKind::Unsupported`] for a
+    /// for tasks of another queue, for a middleware that stands twice where it
+    /// [must not](crate::Middleware::held), and for options out of range; [`ErrorKind::Unsupported`] for a
     /// retry policy that the broker cannot carry out; [`ErrorKind::Mismatch`] when the queue exists
     /// with another delivery limit or time to live; and what [`Transport::declare`], [`Transport::publisher`] and
     /// [`Transport::consumer`] fail with.
@@ -186,6 +187,7 @@ impl Worker {
             return Err(Error::new(ErrorKind::Invalid, "start", complaint)
                 .with_context("queue", self.queue));
         }
+        self.layers.check("start")?;
         self.retry.check(self.queue_limits.delivery_limit, transport.capabilities())?;
         let queue = self.naming.task_queue(&self.queue);
         let topology = task_topology(&self.naming, &queue, self.queue_limits);
