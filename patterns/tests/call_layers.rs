@@ -190,7 +190,7 @@ async fn a_middleware_that_would_wait_for_itself_is_refused() {
     let started = worker.with(circuit.clone()).with(circuit).start(&transport).await;
     assert_eq!(started.unwrap_err().kind(), ErrorKind::Invalid);
     let two = slow().with(limit).with(ConcurrencyLimit::new(1));
-    two.start(&transport).await.unwrap();
+    two.start(&transport).await.unwrap().stop(SECOND).await;
 }
 
 #[tokio::test(start_paused = true)]
