@@ -264,3 +264,13 @@ async fn senders_that_go_without_a_word_do_not_pile_up() {
 async fn a_sender_that_comes_back_while_there_is_no_room_is_heard() {
     losses::a_sender_that_comes_back_while_there_is_no_room_is_heard(world()).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_name_is_as_long_as_its_part_may_be() {
+    files::a_name_is_as_long_as_its_part_may_be(world()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pipe_is_not_replaced_by_a_file() {
+    files::a_pipe_is_not_replaced_by_a_file(world()).await;
+}

@@ -119,6 +119,12 @@ const FUNCTIONS: &[(&str, Function)] = &[
     ("a_path_that_cannot_be_written_is_the_receiver_s_fault", |world| {
         Box::pin(files::a_path_that_cannot_be_written_is_the_receiver_s_fault(world))
     }),
+    ("a_name_is_as_long_as_its_part_may_be", |world| {
+        Box::pin(files::a_name_is_as_long_as_its_part_may_be(world))
+    }),
+    ("a_pipe_is_not_replaced_by_a_file", |world| {
+        Box::pin(files::a_pipe_is_not_replaced_by_a_file(world))
+    }),
     ("frames_out_of_order_and_twice_do_no_harm", |world| {
         Box::pin(hostile::frames_out_of_order_and_twice_do_no_harm(world))
     }),

@@ -37,6 +37,7 @@ pub fn schemes() -> &'static [&'static str] {
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// let _transport = postrider::connect("MEMORY://loft").await.unwrap();
 /// let error = postrider::connect("carrier-pigeon://loft").await.unwrap_err();
 /// assert!(error.to_string().contains("memory://"));
 /// # }
@@ -47,13 +48,16 @@ pub async fn connect(url: &str) -> Result<Arc<dyn Transport>> {
     let is_scheme = |text: &str| {
         text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
     };
-    let Some((scheme, _)) = url.split_once("://").filter(|(scheme, _)| is_scheme(scheme)) else {
+    let Some((scheme, rest)) = url.split_once("://").filter(|(scheme, _)| is_scheme(scheme)) else {
         return Err(Error::new(
             ErrorKind::Invalid,
             "connect",
             format!("this is no broker URL; it begins with {}", known()),
         ));
     };
+    // RFC 3986, section 3.1: its case says nothing.
+    let scheme = &*scheme.to_ascii_lowercase();
+    let url = &*format!("{scheme}://{rest}");
     match scheme {
         #[cfg(feature = "inmemory")]
         "memory" => Ok(Arc::new(postrider_transport_inmemory::InMemory::connect(url)?)),

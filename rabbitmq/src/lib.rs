@@ -19,12 +19,14 @@ pub mod encryption;
 mod record;
 mod roster;
 mod tls;
+mod url;
 mod version;
 
 pub use arguments::{Argument, difference, exchange_arguments, queue_arguments};
 pub use record::{Record, exchange_goes_by_itself, queue_goes_by_itself};
 pub use roster::Roster;
 pub use tls::Tls;
+pub use url::{check_connection_name, lower_scheme, unescaped};
 pub use version::Version;
 
 /// The header that tells messages apart on their way over AMQP 0.9.1 where their ids do not. It is

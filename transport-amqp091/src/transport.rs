@@ -9,6 +9,7 @@ use postrider_core::{
     PublisherOptions, QueueInfo, QueueKind, Result, Topology, Transport, TransportEvent,
     check_name,
 };
+use postrider_rabbitmq::check_connection_name;
 use tokio::{runtime::Handle, time::sleep};
 
 use crate::{
@@ -84,6 +85,7 @@ impl Amqp091 {
             .map_or(options.connect_timeout, Duration::from_millis);
         let name = options.name.clone().or(uri.name);
         let name = name.unwrap_or_else(|| format!("postrider {}", options.env.new_id()));
+        check_connection_name(&name).map_err(in_context)?;
         let dial = Dial { uri: uri.broker, encryption, name, limit };
         let mut attempt = 1;
         let (session, listener) = loop {

@@ -4,6 +4,7 @@ use std::mem;
 
 use lapin::uri::{AMQPScheme, AMQPUri};
 use postrider_core::{Error, ErrorKind, Result};
+use postrider_rabbitmq::{check_connection_name, lower_scheme, unescaped};
 use url::{Host, Url};
 
 /// The heartbeat in seconds unless the URI names one: half of it passes between two frames at most,
@@ -24,11 +25,18 @@ pub(crate) struct Uri {
 /// Reads a URI. What is wrong with it is told without repeating it, because it has a password.
 pub(crate) fn parse(url: &str) -> Result<Uri> {
     let invalid = |why: &'static str| Err(Error::new(ErrorKind::Invalid, "connect", why));
+    let url = &*lower_scheme(url);
     if !(url.starts_with("amqp://") || url.starts_with("amqps://")) {
         return invalid("the URL of a RabbitMQ broker is amqp://user:password@host:port/vhost");
     }
+    if let Some(why) = unescaped(url) {
+        return invalid(why);
+    }
     let (Ok(mut broker), Ok(url)) = (url.parse::<AMQPUri>(), Url::parse(url)) else {
-        return invalid("the URL cannot be read; names in it must be percent-encoded");
+        return invalid(
+            "the URL cannot be read; in its user, password and virtual host, each of \
+             @ : / ? # [ ] % must be percent-encoded, for example / as %2F",
+        );
     };
     broker.query.heartbeat.get_or_insert(HEARTBEAT);
     if let Some(Host::Ipv6(address)) = url.host() {
@@ -37,6 +45,7 @@ pub(crate) fn parse(url: &str) -> Result<Uri> {
     }
     let name = url.query_pairs().find(|(option, _)| option == "connection_name");
     let name = name.map(|(_, name)| name.into_owned());
+    name.as_deref().map_or(Ok(()), check_connection_name)?;
     let scheme = mem::replace(&mut broker.scheme, AMQPScheme::AMQP);
     let authority = &broker.authority;
     let host = match authority.host.contains(':') {
@@ -56,6 +65,25 @@ pub(crate) fn parse(url: &str) -> Result<Uri> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_be_meant_is_explained() {
+        let long = format!("amqp://h?connection_name={}", "x".repeat(256));
+        for (broken, why) in [
+            ("amqp://:s3cret@host", "no user"),
+            ("amqp://anna:s3cret/1@host", "percent-encoded"),
+            ("amqp://anna:1/s3cret@host", "percent-encoded"),
+            ("amqp://anna:s3cret#1@host", "percent-encoded"),
+            (&*long, "has 256 bytes"),
+        ] {
+            let Err(error) = parse(broken) else { panic!("{broken} must be refused") };
+            assert!(error.kind() == ErrorKind::Invalid && error.message().contains(why), "{error}");
+            assert!(!format!("{error} {error:?}").contains("s3cret"), "{error:?}");
+        }
+        let uri = parse("AMQPS://anna:p@ss@host").unwrap();
+        assert_eq!((&*uri.broker.authority.userinfo.password, uri.encrypted), ("p@ss", true));
+        assert_eq!(uri.shown, "amqps://anna@host");
+    }
 
     #[test]
     fn a_password_is_never_shown() {

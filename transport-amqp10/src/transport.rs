@@ -9,6 +9,7 @@ use postrider_core::{
     Publisher, PublisherOptions, QueueInfo, QueueKind, Replies, ReplyAddress, ReplyMode,
     ReplyOptions, Result, Topology, Transport, TransportEvent, check_name,
 };
+use postrider_rabbitmq::check_connection_name;
 use tokio::runtime::Handle;
 
 use crate::{
@@ -74,6 +75,7 @@ impl Amqp10 {
         let limit = uri.connect_timeout.unwrap_or(options.connect_timeout);
         let name = options.name.clone().or_else(|| uri.name.clone());
         let name = name.unwrap_or_else(|| format!("postrider {}", options.env.new_id()));
+        check_connection_name(&name).map_err(in_context)?;
         let env = options.env.clone();
         let profile = options.profile.clone().overridden_by(&uri.profile);
         profile.check().map_err(in_context)?;

@@ -4,6 +4,7 @@ use std::{borrow::Cow, time::Duration};
 
 use percent_encoding::percent_decode_str;
 use postrider_core::{Error, ErrorKind, Result};
+use postrider_rabbitmq::{check_connection_name, lower_scheme, unescaped};
 use url::{Host, Url};
 
 use crate::profile::{Broker, Profile};
@@ -55,12 +56,21 @@ fn decoded(text: &str) -> Result<Cow<'_, str>> {
 pub(crate) fn parse(text: &str) -> Result<Uri> {
     const FORM: &str =
         "the URL of a broker over AMQP 1.0 is amqp10://user:password@host:port/vhost";
+    let text = &*lower_scheme(text);
     let encrypted = match text.split_once("://") {
         Some(("amqp10", _)) => false,
         Some(("amqp10s", _)) => true,
         _ => return Err(invalid(FORM)),
     };
-    let url = Url::parse(text).map_err(|_| invalid("the URL cannot be read"))?;
+    if let Some(why) = unescaped(text) {
+        return Err(invalid(why));
+    }
+    let url = Url::parse(text).map_err(|_| {
+        invalid(
+            "the URL cannot be read; in its user, password and virtual host, each of \
+             @ : / ? # [ ] % must be percent-encoded, for example / as %2F",
+        )
+    })?;
     let host = match url.host() {
         Some(Host::Ipv6(address)) => address.to_string(),
         Some(host) => host.to_string(),
@@ -132,6 +142,7 @@ pub(crate) fn parse(text: &str) -> Result<Uri> {
             }
         }
     }
+    uri.name.as_deref().map_or(Ok(()), check_connection_name)?;
     Ok(uri)
 }
 
@@ -175,6 +186,25 @@ mod tests {
             let Err(error) = parse(broken) else { panic!("{broken} must be refused") };
             assert!(!format!("{error} {error:?}").contains("s3cret"), "{error:?}");
         }
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_explained() {
+        let long = format!("amqp10://h?connection_name={}", "x".repeat(256));
+        for (broken, why) in [
+            ("amqp10://:s3cret@host", "no user"),
+            ("amqp10://anna:s3cret/1@host", "percent-encoded"),
+            ("amqp10://anna:1/s3cret@host", "percent-encoded"),
+            ("amqp10://anna:s3cret#1@host", "percent-encoded"),
+            (&*long, "has 256 bytes"),
+        ] {
+            let Err(error) = parse(broken) else { panic!("{broken} must be refused") };
+            assert!(error.kind() == ErrorKind::Invalid && error.message().contains(why), "{error}");
+            assert!(!format!("{error} {error:?}").contains("s3cret"), "{error:?}");
+        }
+        let uri = parse("AMQP10S://anna:p@ss@host").unwrap();
+        assert_eq!((&*uri.password, uri.encrypted), ("p@ss", true));
+        assert_eq!(uri.shown, "amqp10s://anna@host");
     }
 
     #[test]

@@ -147,6 +147,11 @@ impl Context {
         Some(left.to_std().unwrap_or(Duration::ZERO))
     }
 
+    /// How long until an answer has to be on its way, to come before the deadline.
+    pub(crate) fn time_to_answer(&self) -> Option<Duration> {
+        self.remaining().map(|left| left - margin(left))
+    }
+
     /// Time, randomness and identity of the transport.
     #[must_use]
     pub fn env(&self) -> &Env {
@@ -210,6 +215,12 @@ impl Context {
     }
 }
 
+/// What an answer is given for its way.
+fn margin(left: Duration) -> Duration {
+    const MOST: Duration = Duration::from_millis(50);
+    MOST.min(left / 10)
+}
+
 impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Context")
@@ -217,5 +228,16 @@ impl fmt::Debug for Context {
             .field("info", &self.0.info)
             .field("message_id", &self.message_id())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_keeps_some_time_for_its_way() {
+        let millis = |left| margin(Duration::from_millis(left)).as_millis();
+        assert_eq!([millis(60_000), millis(500), millis(100), millis(0)], [50, 50, 10, 0]);
     }
 }

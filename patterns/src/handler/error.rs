@@ -133,6 +133,7 @@ pub struct HandlerError {
     retry_after: Option<Duration>,
     detail: Option<Detail>,
     is_given_back: bool,
+    is_held_back: bool,
 }
 
 impl HandlerError {
@@ -145,6 +146,7 @@ impl HandlerError {
             retry_after: None,
             detail: None,
             is_given_back: false,
+            is_held_back: false,
         }
     }
 
@@ -224,6 +226,13 @@ impl HandlerError {
         error
     }
 
+    /// A request that a middleware lets not pass.
+    pub(crate) fn held_back(message: impl Into<Cow<'static, str>>) -> Self {
+        let mut error = Self::new(ErrorClass::Throttled, message).with_code(codes::NOT_BEGUN);
+        error.is_held_back = true;
+        error
+    }
+
     /// Replaces the code.
     #[must_use]
     pub fn with_code(mut self, code: impl Into<Cow<'static, str>>) -> Self {
@@ -266,6 +275,12 @@ impl HandlerError {
     #[must_use]
     pub const fn is_given_back(&self) -> bool {
         self.is_given_back
+    }
+
+    /// Whether a middleware kept the handler from running, so that it says nothing about what the
+    /// handler depends on.
+    pub(crate) const fn is_held_back(&self) -> bool {
+        self.is_given_back || self.is_held_back
     }
 
     /// What its domain error holds.

@@ -65,6 +65,10 @@ pub mod codes {
     pub const PANIC: &str = "PANIC";
     /// A middleware gave the message back to its queue, uncounted.
     pub const GIVEN_BACK: &str = "GIVEN_BACK";
+    /// A request was not begun, because a middleware of the server let no more of them pass in time.
+    pub const NOT_BEGUN: &str = "NOT_BEGUN";
+    /// A middleware of the server took a request as done without its method.
+    pub const NOT_ANSWERED: &str = "NOT_ANSWERED";
     /// A handler did not end within its time.
     pub const HANDLER_TIMEOUT: &str = "HANDLER_TIMEOUT";
 }

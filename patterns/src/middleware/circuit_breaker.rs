@@ -30,7 +30,8 @@ type Counts = Arc<dyn Fn(&HandlerError) -> bool + Send + Sync>;
 /// prefetch of the worker. When it has been open for its time, one message is the probe: it closes
 /// the circuit by a success and opens it anew by a failure. A message that waits goes back to its
 /// queue uncounted when the worker begins to stop, or after [`LONGEST_WAIT`](super::LONGEST_WAIT);
-/// it comes again then.
+/// it comes again then. A request of a service waits for as long as its caller, who is told just
+/// before that it was not begun.
 ///
 /// A failure is an error of a class that is tried again, panics and handlers that took too long
 /// included, but for [`Conflict`](ErrorClass::Conflict) and [`Cancelled`](ErrorClass::Cancelled).
@@ -134,10 +135,15 @@ impl Middleware for CircuitBreaker {
         let result = next.run(context).await;
         passing.told = match &result {
             Ok(()) => Told::Works,
-            Err(error) if !error.is_given_back() && (self.counts)(error) => Told::Fails,
+            Err(error) if !error.is_held_back() && (self.counts)(error) => Told::Fails,
             Err(_) => Told::Nothing,
         };
         result
+    }
+
+    /// A probe would wait for itself.
+    fn held(&self) -> Option<usize> {
+        Some(Arc::as_ptr(&self.shared).addr())
     }
 }
 

@@ -6,12 +6,13 @@ use tokio::sync::Semaphore;
 use super::{Middleware, Next};
 use crate::handler::{Context, HandlerError};
 
-/// Lets so many handlers run at once, over all subscriptions and workers that it is added to. Its
-/// clones share the limit.
+/// Lets so many handlers run at once, over all subscriptions, workers and services that it is added
+/// to. Its clones share the limit; two of them in one row are refused at the start.
 ///
 /// A message that waits keeps its place in the concurrency of its worker; it neither fails nor is
 /// counted. Who waits longest is next. When the worker begins to stop, or after
-/// [`LONGEST_WAIT`](super::LONGEST_WAIT), it goes back to its queue uncounted.
+/// [`LONGEST_WAIT`](super::LONGEST_WAIT), it goes back to its queue uncounted. A request of a service
+/// waits for as long as its caller, who is told just before that it was not begun.
 ///
 /// A limit that is shared by what uses one resource is a bulkhead: however much there is to do, it
 /// takes no more than its places, and what uses other resources goes on.
@@ -49,5 +50,9 @@ impl Middleware for ConcurrencyLimit {
     async fn handle(&self, context: &Context, next: Next<'_>) -> Result<(), HandlerError> {
         let _place = next.wait_for(self.0.acquire()).await??;
         next.run(context).await
+    }
+
+    fn held(&self) -> Option<usize> {
+        Some(Arc::as_ptr(&self.0).addr())
     }
 }

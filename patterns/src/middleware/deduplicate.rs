@@ -27,6 +27,10 @@ type KeyOf = Arc<dyn Fn(&Context) -> Option<String> + Send + Sync>;
 /// completed message is acknowledged and [counted](Self::duplicates). A message without a key is
 /// handled.
 ///
+/// It has no answer for a copy of a request, so that around the methods of a service it ends one with
+/// the code [`NOT_ANSWERED`](crate::codes::NOT_ANSWERED); declare such a method
+/// [idempotent](crate::RpcServer::idempotent) instead.
+///
 /// It is no promise of exactly once: a process that dies between the effect and the completion has
 /// its message handled again, and what [`InMemorySeen`] remembers is gone with the process and
 /// unknown to others.
@@ -110,6 +114,11 @@ impl Middleware for Deduplicate {
             tracing::warn!(queue = context.queue(), %error, "a handled message is not remembered");
         }
         Ok(())
+    }
+
+    /// A message would be a copy of itself.
+    fn held(&self) -> Option<usize> {
+        Some(Arc::as_ptr(&self.seen).addr())
     }
 }
 

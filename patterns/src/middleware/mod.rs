@@ -1,10 +1,15 @@
-//! What stands around the handlers of a subscription or a worker, a router or a splitter.
+//! What stands around the handlers of a subscription or a worker, the methods of a service, a router
+//! or a splitter.
 //!
 //! A [`Middleware`] is given the [`Context`] of a message and [`Next`], by which it calls what is
 //! within it. The first that is added is the outermost. Each try of a message passes through all
 //! of them, so that the retry policy sees their errors. A panic in a handler reaches them as an
 //! error with the code [`PANIC`](crate::codes::PANIC); a panic in a middleware is one too. The time
 //! of `handler_timeout` runs only while the handler does.
+//!
+//! Around the methods of an [`RpcServer`](crate::RpcServer) somebody waits for each answer, so that
+//! what would wait for longer than its caller is refused with a word
+//! ([`RpcServer::with`](crate::RpcServer::with)).
 //!
 //! # Example: a middleware that notes failures
 //!
@@ -43,6 +48,7 @@ mod trace;
 
 use std::{
     fmt,
+    future::pending,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::Duration,
@@ -56,7 +62,7 @@ pub use deduplicate::Deduplicate;
 use futures_util::future::BoxFuture;
 #[cfg(feature = "metrics")]
 pub use measure::Measure;
-use postrider_core::{DeliveryInfo, Envelope};
+use postrider_core::{DeliveryInfo, Envelope, Error, ErrorKind};
 pub use publisher::PublisherMiddleware;
 pub(crate) use publisher::around_publisher;
 pub use rate_limit::RateLimit;
@@ -67,7 +73,7 @@ pub use trace::Trace;
 
 use crate::{
     consuming::Outcome,
-    handler::{Context, HandlerError},
+    handler::{Context, ErrorClass, HandlerError},
 };
 
 /// How long a message waits before its handler at most, 5 minutes; then it is given back and comes
@@ -76,7 +82,7 @@ use crate::{
 pub const LONGEST_WAIT: Duration = Duration::from_secs(300);
 
 /// Stands around what handles a message. An `Arc` of one is one too, and may stand around several
-/// subscriptions and workers.
+/// subscriptions, workers and services.
 #[async_trait]
 pub trait Middleware: fmt::Debug + Send + Sync + 'static {
     /// Handles a message, most often by [`Next::run`]. `Ok` without it means that the message is
@@ -92,10 +98,17 @@ pub trait Middleware: fmt::Debug + Send + Sync + 'static {
     /// [given back](Next::give_back) has not failed.
     async fn handle(&self, context: &Context, next: Next<'_>) -> Result<(), HandlerError>;
 
-    /// Told of every message of the subscription or worker when it is settled, and how, also of
-    /// those that came to no handler because they cannot be decoded. It must not block. Default:
-    /// does nothing.
+    /// Told of every message of the subscription, worker or service when it is settled, and how,
+    /// also of those that came to no handler because they cannot be decoded. It must not block.
+    /// Default: does nothing.
     fn settled(&self, _envelope: &Envelope, _info: &DeliveryInfo, _outcome: Outcome) {}
+
+    /// What a message holds while it is within, where it cannot be held a second time: a number that
+    /// clones share and nothing else has. Of middleware with the same number only one may stand in a
+    /// row, as the inner one would wait for the outer one; the start refuses more. Default: nothing.
+    fn held(&self) -> Option<usize> {
+        None
+    }
 }
 
 #[async_trait]
@@ -107,6 +120,10 @@ impl<M: Middleware + ?Sized> Middleware for Arc<M> {
     fn settled(&self, envelope: &Envelope, info: &DeliveryInfo, outcome: Outcome) {
         (**self).settled(envelope, info, outcome);
     }
+
+    fn held(&self) -> Option<usize> {
+        (**self).held()
+    }
 }
 
 type Handler<'a> = BoxFuture<'a, Result<(), HandlerError>>;
@@ -116,6 +133,8 @@ type Handler<'a> = BoxFuture<'a, Result<(), HandlerError>>;
 pub struct Next<'a> {
     rest: &'a [Arc<dyn Middleware>],
     stopping: &'a CancellationToken,
+    /// Of a request: somebody waits for its answer.
+    request: Option<&'a Context>,
     handler: Handler<'a>,
 }
 
@@ -132,14 +151,21 @@ impl<'a> Next<'a> {
         }
     }
 
+    /// Whether it is a request, for whose answer somebody waits.
+    #[must_use]
+    pub const fn is_request(&self) -> bool {
+        self.request.is_some()
+    }
+
     /// Awaits what has to come before the handler may run: a place, a moment, a lock. The wait ends
-    /// when the subscription or worker begins to stop, and after [`LONGEST_WAIT`]. `waited` is
+    /// when the subscription, worker or service begins to stop, and after [`LONGEST_WAIT`]; that of
+    /// a request also when its caller gives up, and just before the caller would. `waited` is
     /// dropped then. Cancellation safe where `waited` is.
     ///
     /// # Errors
     ///
     /// When the wait has ended without it. Return the error as it is: the message is
-    /// [given back](Self::give_back).
+    /// [given back](Self::give_back), or its caller told that it was not begun in time.
     pub fn wait_for<F>(
         &self,
         waited: F,
@@ -147,12 +173,13 @@ impl<'a> Next<'a> {
     where
         F: Future<Output: Send> + Send,
     {
-        let stopping = self.stopping;
+        let (stopping, request) = (self.stopping, self.request);
         async move {
             tokio::select! {
                 biased;
                 output = waited => Ok(output),
                 () = stopping.cancelled() => Err(HandlerError::given_back()),
+                error = left_by_caller(request) => Err(error),
                 () = sleep(LONGEST_WAIT) => Err(HandlerError::given_back()),
             }
         }
@@ -167,13 +194,33 @@ impl<'a> Next<'a> {
     }
 }
 
+/// Ends when the caller of a request need not be kept waiting any longer.
+async fn left_by_caller(request: Option<&Context>) -> HandlerError {
+    let Some(context) = request else { return pending().await };
+    let in_time = async {
+        match context.time_to_answer() {
+            Some(time) => sleep(time).await,
+            None => pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        () = context.cancellation().cancelled() => {
+            HandlerError::new(ErrorClass::Cancelled, "nobody waits for it any more")
+        }
+        () = in_time => HandlerError::held_back(
+            "the request waited for a middleware of its server until its time was nearly over",
+        ),
+    }
+}
+
 impl fmt::Debug for Next<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Next").field("rest", &self.rest).finish_non_exhaustive()
     }
 }
 
-/// The middleware of one subscription or worker, outermost first.
+/// The middleware of one subscription, worker or service, outermost first.
 #[derive(Debug, Default)]
 pub(crate) struct Layers {
     list: Vec<Arc<dyn Middleware>>,
@@ -189,12 +236,35 @@ impl Layers {
         self.list.is_empty()
     }
 
+    /// Refuses a row in which a message would wait for itself.
+    pub(crate) fn check(&self, operation: &'static str) -> Result<(), Error> {
+        let held: Vec<_> = self.list.iter().filter_map(|middleware| middleware.held()).collect();
+        let is_twice = |(at, number): (usize, &usize)| held[..at].contains(number);
+        if !held.iter().enumerate().any(is_twice) {
+            return Ok(());
+        }
+        let why = "a middleware stands twice in one row: its inner copy would wait for what the \
+                   outer one holds; add it once";
+        Err(Error::new(ErrorKind::Invalid, operation, why))
+    }
+
     pub(crate) async fn run(
         &self,
         context: &Context,
         handler: Handler<'_>,
     ) -> Result<(), HandlerError> {
-        Next { rest: &self.list, stopping: &self.stopping, handler }.run(context).await
+        let stopping = &self.stopping;
+        Next { rest: &self.list, stopping, request: None, handler }.run(context).await
+    }
+
+    /// Runs what answers a request.
+    pub(crate) async fn run_request(
+        &self,
+        context: &Context,
+        handler: Handler<'_>,
+    ) -> Result<(), HandlerError> {
+        let (stopping, request) = (&self.stopping, Some(context));
+        Next { rest: &self.list, stopping, request, handler }.run(context).await
     }
 
     /// Ends what waits.

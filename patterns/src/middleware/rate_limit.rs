@@ -17,13 +17,17 @@ const CATCH_UP: Duration = Duration::from_millis(5);
 /// One a year is the slowest rate.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// Lets messages begin at a rate, over all subscriptions and workers of this process that it is
-/// added to. Its clones share the rate.
+/// Lets messages begin at a rate, over all subscriptions, workers and services of this process that
+/// it is added to. Its clones share the rate.
 ///
 /// A message that is too early waits in its place, in the order of coming; it neither fails nor is
 /// counted. When the worker begins to stop, or after [`LONGEST_WAIT`](super::LONGEST_WAIT), it goes
 /// back to its queue uncounted. Each try of a message is one. To the timer's exactness, a rate is
 /// kept over 5 milliseconds and more.
+///
+/// A request of a service that is too early does not wait: its caller gets
+/// [`Throttled`](crate::ErrorClass::Throttled) at once, with the time after which it may come again.
+/// Calls that are made at once are the rule there, so give the rate a [`burst`](Self::burst).
 ///
 /// # Example: what a partner's service allows
 ///
@@ -59,23 +63,53 @@ impl RateLimit {
         self
     }
 
-    /// The generic cell rate algorithm.
-    async fn turn(&self, env: &Env) {
-        let mut used_until = self.used_until.lock().await;
-        if let Some(earliest) = used_until.and_then(|until| until.checked_sub(self.burst)) {
-            sleep_until(earliest).await;
-        }
-        let now = env.now();
+    /// The generic cell rate algorithm: when the next message may begin, if that must be waited for.
+    fn earliest(&self, used_until: Option<Instant>) -> Option<Instant> {
+        used_until.and_then(|until| until.checked_sub(self.burst))
+    }
+
+    fn use_up(&self, used_until: &mut Option<Instant>, now: Instant) {
         let quiet = now.checked_sub(CATCH_UP).unwrap_or(now);
         let from = used_until.map_or(now, |until| until.max(quiet));
         *used_until = Some(from.checked_add(self.interval).unwrap_or(from));
+    }
+
+    async fn turn(&self, env: &Env) {
+        let mut used_until = self.used_until.lock().await;
+        if let Some(earliest) = self.earliest(*used_until) {
+            sleep_until(earliest).await;
+        }
+        self.use_up(&mut used_until, env.now());
+    }
+
+    /// Takes a turn that is there now, once those who wait have theirs.
+    ///
+    /// # Errors
+    ///
+    /// How long until there is one.
+    async fn turn_now(&self, env: &Env) -> Result<(), Duration> {
+        let mut used_until = self.used_until.lock().await;
+        let now = env.now();
+        let early = self.earliest(*used_until).map(|earliest| earliest.duration_since(now));
+        if let Some(early) = early.filter(|early| !early.is_zero()) {
+            return Err(early);
+        }
+        self.use_up(&mut used_until, now);
+        Ok(())
     }
 }
 
 #[async_trait]
 impl Middleware for RateLimit {
     async fn handle(&self, context: &Context, next: Next<'_>) -> Result<(), HandlerError> {
-        next.wait_for(self.turn(context.env())).await?;
+        if next.is_request() {
+            next.wait_for(self.turn_now(context.env())).await?.map_err(|early| {
+                let why = "the service takes no more requests for now";
+                HandlerError::held_back(why).with_retry_after(early)
+            })?;
+        } else {
+            next.wait_for(self.turn(context.env())).await?;
+        }
         next.run(context).await
     }
 }

@@ -198,8 +198,9 @@ impl EventBus {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Invalid`] for a subscription without handlers, a type that is a pattern, or
-    /// options out of range, [`ErrorKind::Unsupported`] for a retry policy that the broker cannot
+    /// [`ErrorKind::Invalid`] for a subscription without handlers, a type that is a pattern, a
+    /// middleware that stands twice where it [must not](crate::Middleware::held), or options out of
+    /// range, [`ErrorKind::Unsupported`] for a retry policy that the broker cannot
     /// carry out, [`ErrorKind::Mismatch`] when the queue exists with another delivery limit, and
     /// what [`Transport::declare`] and [`Transport::consumer`] fail with.
     ///

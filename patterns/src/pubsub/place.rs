@@ -109,6 +109,7 @@ pub(super) fn outline(
 pub(super) fn check(subscription: &Subscription, capabilities: &Capabilities) -> Result<()> {
     check_alone(subscription)?;
     subscription.settings.check()?;
+    subscription.layers.check("subscribe")?;
     match subscription.kind {
         Kind::Durable { .. } => subscription.retry.check(subscription.delivery_limit, capabilities),
         Kind::Ephemeral { .. } => subscription.retry.check_alone(),

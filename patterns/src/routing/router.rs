@@ -243,6 +243,7 @@ impl Router {
 
     fn check(&self, capabilities: &Capabilities) -> Result<()> {
         self.intake.check(capabilities)?;
+        self.layers.check("start")?;
         self.table.check()?;
         if let Some(address) = &self.tap {
             address.check("start")?;

@@ -114,6 +114,7 @@ impl Splitter {
 
     fn check(&self, capabilities: &Capabilities) -> Result<()> {
         self.intake.check(capabilities)?;
+        self.layers.check("start")?;
         self.list.as_ref().map_or(Ok(()), Field::check)?;
         self.to.check()
     }

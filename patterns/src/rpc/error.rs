@@ -45,6 +45,15 @@ pub enum RpcError {
         /// Which bound was hit.
         reason: String,
     },
+    /// The request is larger than the broker takes. It was not handled and never will be; a
+    /// [stream](crate::streaming) has no such limit.
+    #[error("the request has {bytes} bytes, and that is too large: {reason}")]
+    TooLarge {
+        /// How many bytes its body has.
+        bytes: u64,
+        /// What the broker takes, or what it said.
+        reason: String,
+    },
     /// The service said no, for a reason of its domain.
     #[error("rejected, {code}: {message}")]
     Rejected {
@@ -106,7 +115,7 @@ impl RpcError {
             Self::Failed { class, .. } => *class,
             Self::Unknown { .. } | Self::StreamBroken { .. } => ErrorClass::Unknown,
             Self::Cancelled => ErrorClass::Cancelled,
-            Self::Codec(_) => ErrorClass::Invalid,
+            Self::Codec(_) | Self::TooLarge { .. } => ErrorClass::Invalid,
             Self::Transport(error) => class_of(error.kind()),
         }
     }

@@ -62,6 +62,10 @@ mod request;
 mod server;
 mod wire;
 
+use postrider_core::{Error, ErrorKind, Result};
+
+use crate::codec::Limits;
+
 pub use client::{
     Answer, BatchOptions, CallHandle, CallOptions, Gather, GatherFailure, Gathered, ReplyStream,
     RpcClient, RpcClientBuilder, RpcClientStats, StreamOptions,
@@ -74,3 +78,12 @@ pub use server::{
     Claim, InMemoryInbox, Inbox, InboxKey, MethodDescription, RpcServer, ServiceDescription,
     StoredReply,
 };
+
+/// Refuses limits within which nothing could be written.
+fn check_limits(operation: &'static str, limits: Limits) -> Result<()> {
+    if limits.max_body_bytes > 0 {
+        return Ok(());
+    }
+    let why = "max_body_bytes is at least 1; with 0 no request or reply could be written";
+    Err(Error::new(ErrorKind::Invalid, operation, why))
+}

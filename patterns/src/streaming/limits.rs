@@ -24,6 +24,14 @@ pub(super) fn check_idle_timeout(operation: &'static str, timeout: Duration) -> 
     Err(Error::new(ErrorKind::Invalid, operation, message))
 }
 
+pub(super) fn check_accept_timeout(operation: &'static str, timeout: Duration) -> Result<()> {
+    if !timeout.is_zero() {
+        return Ok(());
+    }
+    let message = "an accept timeout of 0 would end every stream before it is taken; it is longer";
+    Err(Error::new(ErrorKind::Invalid, operation, message))
+}
+
 /// The longest that any timeout is.
 const LONGEST: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 

@@ -192,6 +192,7 @@ impl Worker {
                 .with_context("queue", self.queue.clone()));
         }
         self.settings.check()?;
+        self.layers.check("start")?;
         self.retry.check(self.queue_limits.delivery_limit, capabilities)
     }
 
@@ -202,7 +203,8 @@ impl Worker {
     /// # Errors
     ///
     /// [`ErrorKind::Invalid`] for a worker without handlers, with two for one type or with one
-    /// for tasks of another queue, and for options out of range; [`ErrorKind::Unsupported`] for a
+    /// for tasks of another queue, for a middleware that stands twice where it
+    /// [must not](crate::Middleware::held), and for options out of range; [`ErrorKind::Unsupported`] for a
     /// retry policy that the broker cannot carry out; [`ErrorKind::Mismatch`] when the queue exists
     /// with another delivery limit or time to live; and what [`Transport::declare`], [`Transport::publisher`] and
     /// [`Transport::consumer`] fail with.

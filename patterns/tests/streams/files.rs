@@ -213,3 +213,49 @@ pub(crate) async fn a_path_that_cannot_be_written_is_the_receiver_s_fault(world:
     receiver.stop(SOON).await;
     assert_eq!(world.files(), ["film.mp4"]);
 }
+
+/// The name of a part is longer by 42 bytes, and that of the note beside it by 48.
+pub(crate) async fn a_name_is_as_long_as_its_part_may_be(world: World) {
+    let (sending, receiving) = (world.connect().await.transport, world.connect().await.transport);
+    let directory = world.directory().to_owned();
+    let receiver = StreamReceiver::new(world.service.clone())
+        .on(move |incoming: postrider_patterns::Incoming, _context| {
+            let target = directory.join(incoming.name().unwrap_or_default());
+            async move {
+                incoming.save_to(target).await?;
+                Ok(())
+            }
+        })
+        .start(&receiving)
+        .await
+        .unwrap();
+    let sender = world.sender(&sending).await;
+    let body = payload(LARGE, 3);
+    let named =
+        |length| Outgoing::seekable(Cursor::new(body.clone())).with_name("n".repeat(length));
+    for too_long in [214, 255] {
+        let sent = soon(sender.send(&world.service, named(too_long))).await;
+        assert_eq!(sent.unwrap_err().code(), "INTERNAL");
+        assert!(world.files().is_empty(), "{:?}", world.files());
+    }
+    // It is noted nowhere how far this one is, and it is there all the same.
+    for name in [213, 207] {
+        let receipt = soon(sender.send(&world.service, named(name))).await.unwrap();
+        assert_eq!(receipt.hash, ContentHash::of(&body));
+    }
+    assert_eq!(world.files(), ["n".repeat(207), "n".repeat(213)]);
+    receiver.stop(SOON).await;
+}
+
+pub(crate) async fn a_pipe_is_not_replaced_by_a_file(world: World) {
+    let (sending, receiving) = (world.connect().await.transport, world.connect().await.transport);
+    let made = std::process::Command::new("mkfifo").arg(world.target()).status().unwrap();
+    assert!(made.success());
+    let (receiver, _saves) = world.saver(&receiving).await;
+    let sender = world.sender(&sending).await;
+    let sent = soon(sender.send(&world.service, Outgoing::seekable(Cursor::new("x")))).await;
+    assert_eq!(sent.unwrap_err().code(), "INTERNAL");
+    receiver.stop(SOON).await;
+    assert!(!std::fs::metadata(world.target()).unwrap().is_file());
+    assert_eq!(world.files(), ["film.mp4"]);
+}

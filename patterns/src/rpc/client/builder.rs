@@ -5,7 +5,8 @@ use std::{
 
 use futures_util::{StreamExt, stream::BoxStream};
 use postrider_core::{
-    PublisherOptions, Replies, ReplyMode, ReplyOptions, Result, Transport, TransportEvent,
+    Error, ErrorKind, PublisherOptions, Replies, ReplyMode, ReplyOptions, Result, Transport,
+    TransportEvent,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -13,6 +14,7 @@ use super::{RpcClient, exchange::Inner, outbox::Outbox, pending::Pending, presen
 use crate::{
     codec::{Codec, Limits},
     naming::Naming,
+    rpc::check_limits,
 };
 
 /// Sets up an [`RpcClient`].
@@ -44,7 +46,8 @@ impl RpcClientBuilder {
     }
 
     /// The client's name, a part of its reply queue's, and the caller to whom its idempotency keys
-    /// belong. Default: `client`.
+    /// belong: programs that give such keys need names of their own, since those of the same name mean
+    /// the same request by the same key. Default: `client`.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
         self
@@ -62,20 +65,20 @@ impl RpcClientBuilder {
         self
     }
 
-    /// How large bodies may be. Default: 16 MiB.
+    /// How large bodies may be, at least one byte. Default: 16 MiB.
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// How long a call may take, at most a day. The request's time to live and its deadline.
+    /// How long a call may take, longer than 0 and at most a day. The request's time to live and its deadline.
     /// Default: 30 seconds.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// How many calls may wait for replies at once; more fail with
+    /// How many calls may wait for replies at once, at least 1; more fail with
     /// [`RpcError::Throttled`](crate::RpcError::Throttled). Default: 10,000.
     pub fn max_in_flight(mut self, calls: usize) -> Self {
         self.max_in_flight = calls;
@@ -94,6 +97,17 @@ impl RpcClientBuilder {
         self
     }
 
+    fn check(&self) -> Result<()> {
+        let why = if self.max_in_flight == 0 {
+            "max_in_flight is at least 1; with 0 every call would be refused"
+        } else if self.timeout.is_zero() {
+            "the timeout is longer than 0; without any time no call would be sent"
+        } else {
+            return check_limits("connect", self.limits);
+        };
+        Err(Error::new(ErrorKind::Invalid, "connect", why).with_context("client", &*self.name))
+    }
+
     /// Begins to take replies: by default it declares a queue, which is exclusive to this connection,
     /// and consumes it.
     ///
@@ -102,9 +116,10 @@ impl RpcClientBuilder {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Unsupported`](postrider_core::ErrorKind::Unsupported) for a reply mode that the
-    /// transport has not, and what [`Transport::replies`] and [`Transport::publisher`] fail with.
+    /// [`ErrorKind::Invalid`] for a timeout, a number of calls or a size of 0,
+    /// [`ErrorKind::Unsupported`] for a reply mode that the transport has not, and what [`Transport::replies`] and [`Transport::publisher`] fail with.
     pub async fn connect(self) -> Result<RpcClient> {
+        self.check()?;
         let transport = self.transport;
         let id = transport.env().new_id().to_string();
         let mut options =

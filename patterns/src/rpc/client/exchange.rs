@@ -93,6 +93,7 @@ impl Inner {
         let Call { method, timeout, .. } = call;
         let now = self.env().timestamp();
         let body = wire::encode_request(self.codec, self.limits, method, params, now)?;
+        self.check_size(body.len() as u64)?;
         let mut message = Message::new(body)
             .with_content_type(self.codec.content_type())
             .with_message_id(self.env().new_id().to_string())
@@ -113,6 +114,16 @@ impl Inner {
             context.mark_traced(&mut message);
         }
         Ok(message)
+    }
+
+    /// Not every transport looks at the size before the broker does.
+    fn check_size(&self, bytes: u64) -> Result<(), RpcError> {
+        match self.transport.capabilities().max_message_size {
+            Some(most) if bytes > most => {
+                Err(RpcError::TooLarge { bytes, reason: format!("the broker takes {most}") })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Sends a request and waits for its reply, within its parent.
@@ -169,6 +180,7 @@ impl Inner {
         request.correlation_id = Some(ticket.id().into());
         request.ttl = Some(whole_millis(call.until - self.env().now()));
         let address = Address::queue(call.queue.clone());
+        let bytes = request.body.len() as u64;
         // From here on the request may be on its way when the future is dropped.
         let mut given_up = GivenUp { inner: self, call, ticket: &ticket, ended: false };
         let confirm = match self.send(call, &ticket, Envelope::new(address, request)).await {
@@ -182,7 +194,7 @@ impl Inner {
             given_up.ended = true;
             return Err(lost);
         }
-        let waiting = timeout_at(call.until, self.reply(call, confirm, &mut reply));
+        let waiting = timeout_at(call.until, self.reply(call, bytes, confirm, &mut reply));
         let outcome = waiting.await.unwrap_or_else(|_late| Err(call.timed_out()));
         // It has its reply, or its server knows its deadline.
         given_up.ended = true;
@@ -239,13 +251,26 @@ impl Inner {
         }
     }
 
-    /// What the broker's verdict on a request means for its call; nothing when it has it.
-    pub(super) fn verdict(&self, call: &Call<'_>, verdict: Verdict) -> Result<(), RpcError> {
+    /// What the broker's verdict on a request of so many bytes means for its call; nothing when it has
+    /// it.
+    pub(super) fn verdict(
+        &self,
+        call: &Call<'_>,
+        bytes: u64,
+        verdict: Verdict,
+    ) -> Result<(), RpcError> {
         match verdict {
             Verdict::Accepted => Ok(()),
             Verdict::Unroutable => {
                 self.presence.forget(&call.queue);
                 Err(call.no_queue())
+            }
+            Verdict::Rejected(reason) | Verdict::Unknown(reason) if is_of_size(&reason) => {
+                let most = self.transport.capabilities().max_message_size;
+                let most = most.map_or_else(String::new, |most| {
+                    format!(" (a broker of this kind takes {most} unless it is set up otherwise)")
+                });
+                Err(RpcError::TooLarge { bytes, reason: format!("{reason}{most}") })
             }
             Verdict::Rejected(reason) => Err(RpcError::Throttled {
                 reason: format!("the service's queue takes no more: {reason}"),
@@ -258,6 +283,7 @@ impl Inner {
     async fn reply(
         &self,
         call: &Call<'_>,
+        bytes: u64,
         confirm: Confirm,
         reply: &mut Reply,
     ) -> Result<Arc<Envelope>, RpcError> {
@@ -270,7 +296,7 @@ impl Inner {
                 answer = reply.recv() => {
                     return answer.map_err(|cause| RpcError::Unknown { cause: cause.to_string() });
                 }
-                verdict = &mut confirm => self.verdict(call, verdict)?,
+                verdict = &mut confirm => self.verdict(call, bytes, verdict)?,
                 error = &mut abandoned => return Err(error),
             }
         }
@@ -288,6 +314,14 @@ impl Inner {
             }
         }
     }
+}
+
+/// Whether a broker refused a message for its size. A verdict has no other means to say it than its
+/// words, which are those of RabbitMQ and of this workspace's transports.
+fn is_of_size(reason: &str) -> bool {
+    ["larger than configured max size", "larger than max size", "too large", "size-exceeded"]
+        .iter()
+        .any(|words| reason.contains(words))
 }
 
 /// Tells the server when a call is dropped before it has ended.
@@ -315,6 +349,14 @@ pub(super) fn whole_millis(time: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refusal_for_the_size_is_told_from_a_full_queue() {
+        let said = "PRECONDITION_FAILED - message size 20 is larger than configured max size 16";
+        assert!(is_of_size(said));
+        assert!(is_of_size("the message cannot be encoded, or is too large"));
+        assert!(!is_of_size("a queue refused it") && !is_of_size("queue 'rpc_x' is full"));
+    }
 
     #[test]
     fn a_time_to_live_is_never_shorter_than_the_call() {

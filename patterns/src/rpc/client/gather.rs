@@ -54,9 +54,10 @@ impl Gather {
         Self::quorum(1)
     }
 
-    /// Until so many have answered without an error, or so many cannot any more.
+    /// Until so many have answered without an error, or so many cannot any more. At least one.
     pub const fn quorum(answers: usize) -> Self {
-        Self::new(Until::Answers(answers))
+        // Without an answer nothing would be gathered.
+        Self::new(Until::Answers(if answers == 0 { 1 } else { answers }))
     }
 
     /// Sets how long the gathering may take, at most a day. Default: the client's timeout.
@@ -194,6 +195,7 @@ impl RpcClient {
 
         let most = expected.saturating_mul(2).clamp(16, MOST_WAITING);
         let (ticket, mut replies) = inner.pending.register_many(most)?;
+        let bytes = message.body.len() as u64;
         message.correlation_id = Some(ticket.id().into());
         message.ttl = Some(whole_millis(call.until - inner.env().now()));
         let sending = async {
@@ -212,7 +214,7 @@ impl RpcClient {
             Verdict::Accepted => {}
             verdict => {
                 inner.outbox.forget(service);
-                inner.verdict(&call, verdict)?;
+                inner.verdict(&call, bytes, verdict)?;
             }
         }
         inner.sent(&ticket)?;

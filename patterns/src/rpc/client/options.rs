@@ -54,24 +54,7 @@ impl CallOptions {
     /// How long the call may take where the client's timeout is `usual`.
     pub(super) fn time(&self, usual: Duration) -> Duration {
         let own = self.timeout.unwrap_or(usual).min(super::LONGEST);
-        let parent = self.parent.as_ref().and_then(Context::remaining);
-        parent.map_or(own, |left| own.min(left - margin(left)))
-    }
-}
-
-/// What a nested call leaves to its parent.
-fn margin(left: Duration) -> Duration {
-    const MOST: Duration = Duration::from_millis(50);
-    MOST.min(left / 10)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_parent_keeps_some_time_for_itself() {
-        let millis = |left| margin(Duration::from_millis(left)).as_millis();
-        assert_eq!([millis(60_000), millis(500), millis(100), millis(0)], [50, 50, 10, 0]);
+        let parent = self.parent.as_ref().and_then(Context::time_to_answer);
+        parent.map_or(own, |left| own.min(left))
     }
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures_util::Stream;
-use postrider_core::{Address, Envelope, HeaderValue, Message};
+use postrider_core::{Address, Envelope, Error, ErrorKind, HeaderValue, Message};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::{Instant, Sleep, sleep, timeout_at};
 
@@ -35,8 +35,8 @@ const TELL_AGAIN: u32 = 4;
 pub struct StreamOptions {
     /// How many items may be under way, from 1 to 10,000. Default: 32.
     pub window: u16,
-    /// How long the server may be silent. One that has nothing to send says so every 5 seconds.
-    /// Default: the client's timeout.
+    /// How long the server may be silent, longer than 0 and at most a day. One that has nothing to
+    /// send says so every 5 seconds. Default: the client's timeout.
     pub idle: Option<Duration>,
     /// How long the whole stream may take, at most a day. Default: as long as it takes.
     pub timeout: Option<Duration>,
@@ -139,7 +139,7 @@ impl RpcClient {
     /// # Errors
     ///
     /// As [`call`](Self::call), as far as the broker's taking of the request; the rest is told by the
-    /// stream.
+    /// stream. [`ErrorKind::Invalid`] for an idle time of 0.
     pub async fn call_stream<R: Request>(
         &self,
         service: &str,
@@ -168,7 +168,13 @@ impl RpcClient {
         let inner = &*self.inner;
         let StreamOptions { window, idle, timeout, parent } = options;
         let window = u64::from(window.clamp(1, 10_000));
-        let idle = idle.unwrap_or(inner.timeout).max(Duration::from_millis(TELL_AGAIN.into()));
+        if idle.is_some_and(|idle| idle.is_zero()) {
+            let why = "an idle time of 0 would break off every stream; it is longer than 0, and than \
+                       5 seconds where the server may have nothing to send";
+            return Err(Error::new(ErrorKind::Invalid, "call", why).into());
+        }
+        let idle = idle.unwrap_or(inner.timeout).min(super::LONGEST);
+        let idle = idle.max(Duration::from_millis(TELL_AGAIN.into()));
         let bounded = timeout.is_some() || parent.as_ref().is_some_and(|c| c.deadline().is_some());
         let whole =
             CallOptions { timeout: timeout.or(Some(super::LONGEST)), parent, ..Default::default() };
@@ -220,8 +226,9 @@ impl Inner {
     ) -> Result<(), RpcError> {
         let mut given_up = GivenUp { inner: self, call, ticket, ended: false };
         let sending = async {
+            let bytes = envelope.message.body.len() as u64;
             let verdict = self.send(call, ticket, envelope).await?.await;
-            self.verdict(call, verdict)?;
+            self.verdict(call, bytes, verdict)?;
             self.sent(ticket)
         };
         let Ok(sent) = timeout_at(self.env().now() + time, sending).await else {

@@ -27,11 +27,12 @@ pub use self::{
     describe::{MethodDescription, ServiceDescription},
     inbox::{Claim, InMemoryInbox, Inbox, InboxKey, StoredReply},
 };
-use super::{Request, control::Instance};
+use super::{Request, check_limits, control::Instance};
 use crate::{
     codec::Limits,
     consuming::{Counters, Outline, Runner, Running, Settings},
     handler::{Context, HandlerError},
+    middleware::{Layers, Middleware},
     naming::Naming,
     resilience::{Keeper, dead_letter_topology},
 };
@@ -70,6 +71,7 @@ pub struct RpcServer {
     methods: BTreeMap<String, Method>,
     duplicates: Vec<String>,
     idempotent: Vec<String>,
+    layers: Layers,
 }
 
 impl RpcServer {
@@ -87,6 +89,7 @@ impl RpcServer {
             methods: BTreeMap::new(),
             duplicates: Vec::new(),
             idempotent: Vec::new(),
+            layers: Layers::default(),
         }
     }
 
@@ -168,6 +171,38 @@ impl RpcServer {
         self
     }
 
+    /// Puts a middleware around the methods, within those that were added before it. It sees each
+    /// request whose method is run, and how that ends: of a streamed reply, how the stream does.
+    ///
+    /// Its error is the answer: the caller gets its class, code and message. What is kept from being
+    /// run in time gets [`Throttled`](crate::ErrorClass::Throttled) with the code
+    /// [`NOT_BEGUN`](crate::codes::NOT_BEGUN), before the caller's own time is over: at once by a
+    /// [`RateLimit`](crate::RateLimit), else just before. When the server begins to stop, what waits
+    /// goes back to the queue, as does what a middleware [gives back](crate::Next::give_back), for
+    /// another server to answer. `Ok` without an answer is an error with the code
+    /// [`NOT_ANSWERED`](crate::codes::NOT_ANSWERED).
+    ///
+    /// Requests that wait keep their places of [`concurrency`](Self::concurrency). What is answered
+    /// without its method, such as an unknown one or a duplicate with a stored reply, passes by, and
+    /// is told of by [`Middleware::settled`] alone.
+    ///
+    /// # Example: no more than a thousand at once, and those measured
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use postrider_patterns::{Context, RateLimit, RpcServer, Trace};
+    ///
+    /// let server = RpcServer::new("search")
+    ///     .method_named("find", |text: String, _: Context| async move { Ok(text) })
+    ///     .with(Trace::new("rabbitmq"))
+    ///     .with(RateLimit::new(1_000, Duration::from_secs(1)).burst(100));
+    /// # drop(server);
+    /// ```
+    pub fn with(mut self, middleware: impl Middleware) -> Self {
+        self.layers.push(middleware);
+        self
+    }
+
     /// How many requests are handled at once. Default: 16.
     pub fn concurrency(mut self, requests: usize) -> Self {
         self.settings.concurrency = requests;
@@ -182,8 +217,8 @@ impl RpcServer {
     }
 
     /// How many requests may wait in the service's queue; more are refused, and their callers get
-    /// [`RpcError::Throttled`](super::RpcError::Throttled). All servers of a service must say the
-    /// same. Default: 10,000.
+    /// [`RpcError::Throttled`](super::RpcError::Throttled). From 1 to 2^63 - 1. All servers of a service
+    /// must say the same. Default: 10,000.
     pub fn max_waiting(mut self, requests: u64) -> Self {
         self.max_waiting = requests;
         self
@@ -202,7 +237,7 @@ impl RpcServer {
         self
     }
 
-    /// How large bodies may be. Default: 16 MiB.
+    /// How large bodies may be, at least one byte. Default: 16 MiB.
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self
@@ -260,8 +295,8 @@ impl RpcServer {
     /// # Errors
     ///
     /// [`ErrorKind::Invalid`] for a server without methods, a method that was added twice, an
-    /// idempotent method that it has not or that answers by a stream, or options out of range;
-    /// and what [`Transport::declare`], [`Transport::publisher`] and [`Transport::consumer`] fail
+    /// idempotent method that it has not or that answers by a stream, a middleware that stands twice
+    /// where it [must not](Middleware::held), or options out of range; and what [`Transport::declare`], [`Transport::publisher`] and [`Transport::consumer`] fail
     /// with.
     pub async fn start(mut self, transport: &Arc<dyn Transport>) -> Result<Running> {
         self.check()?;
@@ -310,6 +345,7 @@ impl RpcServer {
             calls,
             instance,
             clock_tolerance: self.clock_tolerance,
+            layers: self.layers,
             _listening: ended.drop_guard(),
         };
         let runner = Runner { process, keeper, settings: self.settings, counters };
@@ -318,6 +354,13 @@ impl RpcServer {
 
     fn check(&self) -> Result<()> {
         self.settings.check()?;
+        self.layers.check("start")?;
+        if !(1..=i64::MAX as u64).contains(&self.max_waiting) {
+            let why = "max_waiting is from 1 to 2^63 - 1; with 0 no request could wait to be taken";
+            return Err(Error::new(ErrorKind::Invalid, "start", why)
+                .with_context("max_waiting", self.max_waiting.to_string()));
+        }
+        check_limits("start", self.limits)?;
         let streamed = |name: &&String| self.methods.get(*name).is_none_or(|method| method.streams);
         let never_once: Vec<_> = self.idempotent.iter().filter(streamed).cloned().collect();
         let (why, methods) = if self.methods.is_empty() {

@@ -10,15 +10,16 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{
     calls::{Calls, InHand},
     inbox::{Claim, Inbox, InboxKey, StoredReply},
-    method::{Answer, Method},
+    method::{Answer, Items, Method},
     replies::Replies,
     streaming::{Sent, Streaming},
 };
 use crate::{
     codec::Codec,
-    consuming::{Count, Disposition, Process, catch_panic},
+    consuming::{Count, Disposition, Outcome, Process, catch_panic},
     handler::{Context, ErrorClass, HandlerError, codes},
     headers,
+    middleware::Layers,
     rpc::{
         control::{self, Instance},
         wire::RequestHead,
@@ -34,6 +35,7 @@ pub(super) struct Serve {
     pub(super) calls: Arc<Calls>,
     pub(super) instance: Instance,
     pub(super) clock_tolerance: Duration,
+    pub(super) layers: Layers,
     /// Ends the task that hears what clients say.
     pub(super) _listening: DropGuard,
 }
@@ -102,10 +104,18 @@ impl Process for Serve {
             work.stream(granted).await
         } else {
             match work.run().await {
-                outcome if work.was_called_off(&outcome) => Disposition::Release,
+                outcome if work.goes_back(&outcome) => Disposition::Release,
                 outcome => work.answer(outcome).await,
             }
         }
+    }
+
+    fn stopping(&self) {
+        self.layers.stop();
+    }
+
+    fn settled(&self, envelope: &Envelope, info: &DeliveryInfo, outcome: Outcome) {
+        self.layers.settled(envelope, info, outcome);
     }
 }
 
@@ -126,8 +136,8 @@ impl Serve {
     /// When the reply is of no use any more, by our clock: at the caller's deadline, within the
     /// tolerance for its clock, but not later than the time that it gave the request.
     fn deadline(&self, request: &Message) -> Option<DateTime<Utc>> {
-        let deadline = request.deadline?;
-        let deadline = deadline.checked_add_signed(signed(self.clock_tolerance))?;
+        let deadline = request.deadline?.checked_add_signed(signed(self.clock_tolerance));
+        let deadline = deadline.unwrap_or(DateTime::<Utc>::MAX_UTC);
         // A streamed reply may take longer than the request may wait.
         let budget = request.ttl.filter(|_| control::credit_of(request).is_none());
         let by_budget = budget
@@ -188,23 +198,51 @@ impl Work<'_> {
         self.stopped.is_cancelled() && !self.in_hand.is_given_up()
     }
 
-    /// Whether the method did not fail, but ended for the stop of this server.
-    fn was_called_off<T>(&self, outcome: &Result<T, HandlerError>) -> bool {
-        let cancelled = |error: &HandlerError| error.class() == ErrorClass::Cancelled;
-        outcome.as_ref().is_err_and(cancelled) && self.is_left()
+    /// Whether another server is to answer: a middleware gave the request back, or the method did not
+    /// fail, but ended for the stop of this server.
+    fn goes_back<T>(&self, outcome: &Result<T, HandlerError>) -> bool {
+        let Err(error) = outcome else { return false };
+        if self.in_hand.is_given_up() {
+            return false;
+        }
+        error.is_given_back() || (error.class() == ErrorClass::Cancelled && self.is_left())
     }
 
-    /// Runs the method. From its deadline on the handler sees that nobody waits for it.
+    /// Runs the method, within the middleware. From its deadline on the handler sees that nobody
+    /// waits for it.
     async fn run(&self) -> Result<Answer, HandlerError> {
+        let mut answer = None;
+        self.within_layers(async { self.method().await.map(|given| answer = Some(given)) }).await?;
+        answer.ok_or_else(not_answered)
+    }
+
+    async fn method(&self) -> Result<Answer, HandlerError> {
         let Self { serve, request, method, context, .. } = self;
         let (codec, limits) = (request.codec, serve.replies.limits);
-        let running = async { method.run(codec, limits, Context::clone(context)).await };
-        let mut running = pin!(catch_panic(running));
-        if let Some(left) = context.remaining() {
+        // Where there is a middleware, it sees a panic as the error that it becomes.
+        catch_panic(async { method.run(codec, limits, Context::clone(context)).await }).await
+    }
+
+    async fn within_layers(
+        &self,
+        handler: impl Future<Output = Result<(), HandlerError>> + Send,
+    ) -> Result<(), HandlerError> {
+        let layers = &self.serve.layers;
+        if layers.is_empty() {
+            return self.until_deadline(handler).await;
+        }
+        let layered = layers.run_request(self.context, Box::pin(handler));
+        self.until_deadline(catch_panic(layered)).await
+    }
+
+    /// Goes on after the deadline, and tells the handler.
+    async fn until_deadline<T>(&self, running: impl Future<Output = T>) -> T {
+        let mut running = pin!(running);
+        if let Some(left) = self.context.remaining() {
             tokio::select! {
                 biased;
                 outcome = &mut running => return outcome,
-                () = sleep(left) => context.cancel(),
+                () = sleep(left) => self.context.cancel(),
             }
         }
         running.await
@@ -234,20 +272,49 @@ impl Work<'_> {
         self.serve.publish(&self.request, reply).await
     }
 
+    /// Runs the method and sends what it streams, within the middleware.
     async fn stream(&self, credit: watch::Receiver<u64>) -> Disposition {
-        let Self { serve, request, context, .. } = self;
-        let outcome = self.run().await;
+        let mut begun = None;
+        let outcome = self
+            .within_layers(async {
+                let items = match self.method().await? {
+                    Answer::Stream(items) => items,
+                    Answer::Once(_) => {
+                        return Err(HandlerError::internal("one reply where a stream was due"));
+                    }
+                };
+                if self.in_hand.is_given_up() {
+                    return Err(called_off());
+                }
+                let sent = begun.insert(self.send(items, credit).await);
+                match sent {
+                    Some(Sent::Failed(error)) => Err(error.clone()),
+                    Some(Sent::CalledOff) => Err(called_off()),
+                    Some(Sent::Done) => Ok(()),
+                    None => Err(HandlerError::new(
+                        ErrorClass::DeadlineExceeded,
+                        "the stream did not end before its deadline",
+                    )),
+                }
+            })
+            .await;
         if self.in_hand.is_given_up() {
-            serve.count(Count::Cancelled);
+            self.serve.count(Count::Cancelled);
             return Disposition::Ack;
         }
-        if self.was_called_off(&outcome) {
-            return Disposition::Release;
+        match begun {
+            // Whoever runs it next tells the caller at once that the items do not go on.
+            Some(Some(Sent::CalledOff)) if self.is_left() => Disposition::Release,
+            // Whatever a middleware makes of it, the caller has its end.
+            Some(_) => Disposition::Ack,
+            None if self.goes_back(&outcome) => Disposition::Release,
+            None => self.answer(outcome.and_then(|()| Err(not_answered()))).await,
         }
-        let items = match outcome {
-            Ok(Answer::Stream(items)) => items,
-            other => return self.answer(other).await,
-        };
+    }
+
+    /// Sends items until the request's deadline; nothing when that came first.
+    async fn send(&self, items: Items, credit: watch::Receiver<u64>) -> Option<Sent> {
+        let Self { serve, request, context, .. } = self;
         let streaming = Streaming {
             replies: &serve.replies,
             request: request.message,
@@ -258,17 +325,9 @@ impl Work<'_> {
             cancellation: context.cancellation(),
         };
         let sending = streaming.send(items);
-        let ended = match context.remaining() {
+        match context.remaining() {
             None => Some(sending.await),
             Some(left) => tokio::time::timeout(left, sending).await.ok(),
-        };
-        if self.in_hand.is_given_up() {
-            serve.count(Count::Cancelled);
-        }
-        match ended {
-            // Whoever runs it next tells the caller at once that the items do not go on.
-            Some(Sent::CalledOff) if self.is_left() => Disposition::Release,
-            _ => Disposition::Ack,
         }
     }
 
@@ -316,7 +375,7 @@ impl Work<'_> {
         }
         let claimed = Claimed { inbox, key };
         let outcome = self.run().await;
-        if self.was_called_off(&outcome) {
+        if self.goes_back(&outcome) {
             return Disposition::Release;
         }
         let lasting = match &outcome {
@@ -343,6 +402,17 @@ impl Drop for Claimed<'_> {
     fn drop(&mut self) {
         self.inbox.release(self.key);
     }
+}
+
+fn called_off() -> HandlerError {
+    HandlerError::new(ErrorClass::Cancelled, "the stream was called off")
+}
+
+fn not_answered() -> HandlerError {
+    HandlerError::unsupported(
+        "a middleware of the server took the request as done without an answer",
+    )
+    .with_code(codes::NOT_ANSWERED)
 }
 
 fn stored(reply: &Message) -> StoredReply {

@@ -37,10 +37,12 @@ pub(super) struct Streaming<'a> {
 }
 
 /// How the sending of a stream ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Sent {
     /// The request is done with: another run could not take it up.
     Done,
+    /// So it is, and its caller was told why it ended.
+    Failed(HandlerError),
     /// It was cancelled on the way.
     CalledOff,
 }
@@ -78,11 +80,15 @@ impl Streaming<'_> {
                 Err(stopped) => break Err(stopped),
             }
         };
-        let last = match ended {
-            Ok(()) => self.nothing().map(|end| end.with_header(headers::STREAM_END, true)),
-            Err(Stopped::Failed(error)) => self.replies.written(self.codec, Err(&error)),
+        let (last, outcome) = match ended {
+            Ok(()) => {
+                (self.nothing().map(|end| end.with_header(headers::STREAM_END, true)), Sent::Done)
+            }
+            Err(Stopped::Failed(error)) => {
+                (self.replies.written(self.codec, Err(&error)), Sent::Failed(error))
+            }
             Err(Stopped::CalledOff) => return Sent::CalledOff,
-            Err(Stopped::Left) => None,
+            Err(Stopped::Left) => (None, Sent::Done),
         };
         if let Some(last) = last
             && self.frame(Some(seq), last, &mut confirms).await.is_ok()
@@ -93,7 +99,7 @@ impl Streaming<'_> {
                 }
             }
         }
-        Sent::Done
+        outcome
     }
 
     /// The next item, however long it takes.

@@ -50,7 +50,9 @@ impl Incoming {
     ///
     /// # Errors
     ///
-    /// [`StreamError::Io`] for a path that cannot be written, [`StreamError::Busy`] when another
+    /// [`StreamError::Io`], at once, for a path that cannot be written: in a directory that is not
+    /// there, where a directory, pipe or device is, or with a name that leaves no room for the 42
+    /// bytes by which that of its `.part` file is longer; [`StreamError::Busy`] when another
     /// transfer is writing the same stream there, and how the stream failed.
     pub async fn save_to(mut self, path: impl Into<PathBuf>) -> Result<Saved, StreamError> {
         let (id, open, end) = (self.id(), (**self.open()).clone(), self.end().clone());
@@ -109,10 +111,9 @@ impl PartFile {
             StreamError::io(format!("saving to '{shown}'"), error)
         })?;
         let opening = spawn_blocking(move || {
-            // It would be found when all of it is there.
-            if target.is_dir() {
-                return Err(io::ErrorKind::IsADirectory.into());
-            }
+            check_target(&target)?;
+            check_leftover(&part)?;
+            check_leftover(&state)?;
             let mut file = lock(&part)?;
             let Some(mut file) = file.take() else { return Ok(None) };
             let begin = take_up(&mut file, &state, &open)?;
@@ -153,7 +154,12 @@ impl PartFile {
         if self.written.is_multiple_of(chunk_size) {
             self.prefix = Some((self.written / chunk_size, prefix));
             if self.open.resumable && self.written - self.noted >= CHECKPOINT {
-                self.note().await?;
+                file.flush().await?;
+                // Without a note it could not be taken up again, and that is all.
+                if let Err(error) = self.note().await {
+                    tracing::warn!(path = %self.state.display(), %error, "not noted how far it is");
+                    self.noted = self.written;
+                }
             }
         }
         Ok(())
@@ -228,6 +234,37 @@ impl Drop for PartFile {
                 tracing::warn!(path = %path.display(), %error, "a leftover was not removed");
             }
         }
+    }
+}
+
+/// What would be found when all of the stream is there.
+fn check_target(target: &Path) -> io::Result<()> {
+    if target.is_dir() {
+        return Err(io::Error::new(io::ErrorKind::IsADirectory, "there is a directory"));
+    }
+    let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty());
+    if !parent.unwrap_or(Path::new(".")).is_dir() {
+        let why = "the directory that it is to be in is not there";
+        return Err(io::Error::new(io::ErrorKind::NotFound, why));
+    }
+    match fs::symlink_metadata(target) {
+        // A new file in its place would end what it is for.
+        Ok(there) if !there.is_file() && !there.is_symlink() => {
+            let why = "there is a pipe, socket or device; its place is not taken";
+            Err(io::Error::new(io::ErrorKind::InvalidInput, why))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// To open what is no file may wait for ever.
+fn check_leftover(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(there) if !there.is_file() => Err(io::Error::other(format!(
+            "what is at '{}' is not from a transfer; remove it",
+            path.display()
+        ))),
+        _ => Ok(()),
     }
 }
 

@@ -111,13 +111,13 @@ impl StreamReceiver {
         self
     }
 
-    /// The largest chunk that a sender may choose, in bytes. Default: 1 MiB.
+    /// The largest chunk that a sender may choose, in bytes, at least 1. Default: 1 MiB.
     pub const fn max_chunk_size(mut self, bytes: u32) -> Self {
         self.settings.max_chunk_size = bytes;
         self
     }
 
-    /// The most bytes of a stream: one that says or proves to be longer is refused. Default: 64 GiB.
+    /// The most bytes of a stream, at least 1: one that says or proves to be longer is refused. Default: 64 GiB.
     pub const fn max_length(mut self, bytes: u64) -> Self {
         self.settings.max_length = bytes;
         self
@@ -233,6 +233,8 @@ fn check(settings: &Settings) -> Result<()> {
         "a concurrency of 0 would receive nothing, and there is a largest; it is 1 or more"
     } else if settings.max_chunk_size == 0 {
         "chunks have at least one byte"
+    } else if settings.max_length == 0 {
+        "a greatest length of 0 would refuse every stream with a byte; it is 1 or more"
     } else if settings.gap_timeout.is_zero() {
         "what is missing for no time at all is not missing; the gap timeout is longer than 0"
     } else {

@@ -213,7 +213,8 @@ impl StreamSenderBuilder {
         self
     }
 
-    /// How long to wait until a receiver takes the offer, at most 30 days. Default: 30 seconds.
+    /// How long to wait until a receiver takes the offer, longer than 0 and at most 30 days. Default:
+    /// 30 seconds.
     pub const fn accept_timeout(mut self, timeout: Duration) -> Self {
         self.settings.accept_timeout = limits::bounded(timeout);
         self
@@ -241,6 +242,7 @@ impl StreamSenderBuilder {
         let most = transport.capabilities().max_message_size;
         limits::check_chunk_size("connect", settings.chunk_size, most)?;
         limits::check_window("connect", settings.window)?;
+        limits::check_accept_timeout("connect", settings.accept_timeout)?;
         limits::check_idle_timeout("connect", settings.idle_timeout)?;
         let budget = Budget::new("connect", settings.memory)?;
         let id = transport.env().new_id().to_string();

@@ -1,4 +1,4 @@
-use std::{collections::BTreeMap, fmt, path::Path};
+use std::{collections::BTreeMap, fmt, fs::Metadata, io, path::Path};
 
 use tokio::io::{AsyncRead, AsyncSeek};
 use uuid::Uuid;
@@ -51,13 +51,18 @@ impl Outgoing {
     ///
     /// # Errors
     ///
-    /// [`StreamError::Io`] when it cannot be opened.
+    /// [`StreamError::Io`] when it cannot be opened, and for what is no regular file: a directory, or
+    /// a pipe or device, which has no length and may never end. Send the latter by
+    /// [`reader`](Self::reader).
     pub async fn file(path: impl AsRef<Path>) -> Result<Self, StreamError> {
         let path = path.as_ref();
         let opened = async {
+            // Before it is opened: to open a pipe waits for who writes to it.
+            regular(&tokio::fs::metadata(path).await?)?;
             let file = tokio::fs::File::open(path).await?;
-            let length = file.metadata().await?.len();
-            Ok((file, length))
+            let about = file.metadata().await?;
+            regular(&about)?;
+            Ok((file, about.len()))
         };
         let (file, length) = opened
             .await
@@ -99,6 +104,17 @@ impl Outgoing {
         self.metadata.insert(name.into(), value.into());
         self
     }
+}
+
+fn regular(about: &Metadata) -> io::Result<()> {
+    if about.is_file() {
+        return Ok(());
+    }
+    if about.is_dir() {
+        return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a directory, not a file"));
+    }
+    let why = "it is no regular file but a pipe, socket or device; send it by Outgoing::reader";
+    Err(io::Error::new(io::ErrorKind::InvalidInput, why))
 }
 
 impl fmt::Debug for Outgoing {
