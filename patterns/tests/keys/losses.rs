@@ -2,9 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{sync::Notify, time::sleep};
+use postrider_patterns::DeadLetterFilter;
+use tokio::{
+    sync::Notify,
+    time::{sleep, timeout},
+};
 
-use super::world::{Seen, World, events, ledger, moved, noting, stop, subscribed, until};
+use super::world::{SOON, Seen, World, events, ledger, moved, noting, stop, subscribed, until};
 
 const ACCOUNTS: u32 = 12;
 const ROUNDS: u32 = 8;
@@ -83,4 +87,30 @@ pub(crate) async fn what_is_lost_is_given_up_before_another_has_it(world: &World
     stop(running).await;
     assert_eq!((late.number(), seen.of("account-0")), (0, vec![0, 1, 2]));
     stop(standby).await;
+}
+
+pub(crate) async fn what_ends_its_process_each_time_parks_its_key_too(world: &World) {
+    let (connection, bus) = world.connected().await;
+    let (doomed, own) = world.connected().await;
+    let begun = Arc::new(Notify::new());
+    let begins = Arc::clone(&begun);
+    let subscription = ledger(move |_event, _context| {
+        begins.notify_one();
+        std::future::pending()
+    });
+    let running = own.subscribe(subscription.delivery_limit(5)).await.unwrap();
+    bus.publish_all(&events(1, 2)).await.unwrap();
+    for _ in 0..5 {
+        timeout(SOON, begun.notified()).await.unwrap();
+        doomed.cut().await;
+    }
+    until("it is given up, and what follows it", || running.stats().dead_lettered == 2).await;
+    let mut codes = Vec::new();
+    for letters in world.letters(&connection.transport) {
+        for letter in letters.list(&DeadLetterFilter::all()).await.unwrap() {
+            codes.push(letter.code().unwrap().to_owned());
+        }
+    }
+    assert_eq!(codes, ["DELIVERY_LIMIT", "KEY_PARKED"]);
+    stop(running).await;
 }

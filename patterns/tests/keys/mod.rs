@@ -33,5 +33,6 @@ pub(crate) const FUNCTIONS: &[Named<World>] = functions! {
     losses:
         instances_come_and_go_and_the_order_stays,
         lost_connections_invert_no_key,
-        what_is_lost_is_given_up_before_another_has_it;
+        what_is_lost_is_given_up_before_another_has_it,
+        what_ends_its_process_each_time_parks_its_key_too;
 };
