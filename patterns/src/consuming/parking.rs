@@ -29,6 +29,9 @@ const MOST_LETTERS: u64 = 1_000;
 /// How many are looked at: those, and what handlers at work added at once when there was still room.
 const WINDOW: u16 = 2_000;
 
+/// How long it is waited for letters that somebody seems to have in hand. After that they are gone.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// How long it waits before it looks again where that failed, and where there is no room.
 const PAUSE: Duration = Duration::from_secs(1);
 const PAUSE_FOR_ROOM: Duration = Duration::from_secs(30);
@@ -62,8 +65,15 @@ pub(crate) struct Parking {
 #[derive(Debug, Default)]
 struct Known {
     letters: u64,
-    /// The next number of each key that is parked.
-    keys: HashMap<String, i64>,
+    keys: HashMap<String, Parked>,
+}
+
+/// A key that is parked.
+#[derive(Debug, Clone, Copy, Default)]
+struct Parked {
+    letters: usize,
+    /// The number of the next one.
+    next: i64,
 }
 
 /// The message that has the letters of `key` handled, for the partition that the key is in.
@@ -140,7 +150,7 @@ impl Parking {
         let key = key.filter(|_| self.policy == KeyFailure::BlockKey);
         let mut next = 0;
         if let Some(key) = key {
-            next = self.known().await.keys.get(key).copied().unwrap_or(0);
+            next = self.known().await.keys.get(key).map_or(0, |parked| parked.next);
             note.set(headers::PARKED_KEY, key.to_owned());
             note.set(headers::PARKED_NUMBER, next);
         }
@@ -149,7 +159,9 @@ impl Parking {
             let mut known = self.known().await;
             known.letters += 1;
             if let Some(key) = key {
-                known.keys.insert(key.to_owned(), next.saturating_add(1));
+                let parked = known.keys.entry(key.to_owned()).or_default();
+                parked.next = next.saturating_add(1);
+                parked.letters += 1;
             }
         }
         Ok(())
@@ -157,11 +169,20 @@ impl Parking {
 
     /// The letters of a key, in their order.
     pub(super) async fn letters_of(&self, key: &str) -> Vec<DeadMessage> {
+        let expected = self.known().await.keys.get(key).map_or(0, |parked| parked.letters);
         let key = key.to_owned();
         let of_key = move |letter: &DeadMessage| parked_key(letter.message()) == Some(&key);
-        let mut letters = self.list(&DeadLetterFilter::all().matching(of_key)).await;
-        letters.sort_by_key(number);
-        letters
+        let of_key = DeadLetterFilter::all().matching(of_key);
+        let mut waited = Duration::ZERO;
+        loop {
+            let mut letters = self.list(&of_key).await;
+            if letters.len() >= expected || waited >= PATIENCE {
+                letters.sort_by_key(number);
+                return letters;
+            }
+            sleep(PAUSE).await;
+            waited += PAUSE;
+        }
     }
 
     /// Takes letters away that were handled.
@@ -171,11 +192,12 @@ impl Parking {
     /// The transport was closed.
     pub(super) async fn remove(&self, handled: &[DeadMessage]) -> Result<()> {
         let Some(first) = handled.first() else { return Ok(()) };
-        let (key, last) = (parked_key(first.message()).map(str::to_owned), handled.len());
+        let (key, done) = (parked_key(first.message()).map(str::to_owned), handled.len());
         let id = |letter: &DeadMessage| (number(letter), letter.message().message_id.clone());
         let ids: HashSet<_> = handled.iter().map(id).collect();
+        let of_key = key.clone();
         let meant = DeadLetterFilter::all().matching(move |letter| {
-            parked_key(letter.message()) == key.as_deref() && ids.contains(&id(letter))
+            parked_key(letter.message()) == of_key.as_deref() && ids.contains(&id(letter))
         });
         loop {
             match self.letters.discard(&meant).await {
@@ -190,7 +212,10 @@ impl Parking {
             }
         }
         let mut known = self.known().await;
-        known.letters = known.letters.saturating_sub(last as u64);
+        known.letters = known.letters.saturating_sub(done as u64);
+        if let Some(parked) = key.as_deref().and_then(|key| known.keys.get_mut(key)) {
+            parked.letters = parked.letters.saturating_sub(done);
+        }
         Ok(())
     }
 
@@ -218,8 +243,9 @@ impl Parking {
         let mut known = Known { letters: letters.len() as u64, keys: HashMap::new() };
         for letter in &letters {
             if let Some(key) = parked_key(letter.message()) {
-                let next = known.keys.entry(key.to_owned()).or_default();
-                *next = number(letter).saturating_add(1).max(*next);
+                let parked = known.keys.entry(key.to_owned()).or_default();
+                parked.letters += 1;
+                parked.next = number(letter).saturating_add(1).max(parked.next);
             }
         }
         known

@@ -139,8 +139,12 @@ impl<'a> Redriving<'a> {
     pub(super) async fn run(mut self, filter: &DeadLetterFilter) -> Result<DeadLetterReport> {
         match self.go_through(filter).await {
             Ok(()) => {
-                self.report.unseen = self.walk.end().await;
-                Ok(self.report)
+                let Self { letters, walk, publisher, drained, mut report, .. } = self;
+                report.unseen = walk.end().await;
+                match Self::drain(&*publisher, &letters.of, drained).await {
+                    Ok(()) => Ok(report),
+                    Err(error) => Err(error.with_context("moved", report.done.to_string())),
+                }
             }
             Err(error) => {
                 // What was sent before is not to come twice for this.
@@ -177,18 +181,13 @@ impl<'a> Redriving<'a> {
         self.options.most.is_some_and(|most| moved >= most)
     }
 
-    /// Has the letters of a key handled where they are: published again, each would come behind
-    /// those that follow it.
-    async fn drain(&mut self, letter: Letter, key: &str) -> Result<()> {
-        if self.drained.insert(key.to_owned()) {
-            let address = Address::queue(self.letters.of.clone());
-            if let Err(error) = self.publisher.publish(Envelope::new(address, drain(key))).await {
-                self.fails(letter, error);
-                return Ok(());
-            }
+    /// Has the letters of keys handled where they are: published again, each would come behind
+    /// those that follow it. Nobody's hands may be full of them then.
+    async fn drain(publisher: &dyn Publisher, queue: &str, keys: HashSet<String>) -> Result<()> {
+        for key in keys {
+            let address = Address::queue(queue.to_owned());
+            publisher.publish(Envelope::new(address, drain(&key))).await?;
         }
-        self.report.draining += 1;
-        self.walk.stays(letter);
         Ok(())
     }
 
@@ -196,7 +195,10 @@ impl<'a> Redriving<'a> {
         if self.options.address.is_none()
             && let Some(key) = parked_key(dead.message())
         {
-            return self.drain(letter, key).await;
+            self.drained.insert(key.to_owned());
+            self.report.draining += 1;
+            self.walk.stays(letter);
+            return Ok(());
         }
         let home = || dead.origin_queue().map(Address::queue);
         let Some(address) = self.options.address.clone().or_else(home) else {

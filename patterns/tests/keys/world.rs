@@ -110,6 +110,7 @@ impl suite::World for World {
                 .exchange(Exchange::topic(self.naming.event_exchange()))
                 .exchange(Exchange::direct(self.naming.dead_letter_exchange()))
                 .exchange(Exchange::headers(queue.clone()))
+                .queue(Queue::durable(self.naming.dead_letter_queue(&queue)))
                 .queue(Queue::durable(queue.clone()));
             topology.exchanges.extend(others);
             for number in 0..PARTITIONS {

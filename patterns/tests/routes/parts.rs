@@ -72,13 +72,16 @@ pub(crate) async fn a_part_stays_at_the_broker_though_its_copy_was_settled(world
     doomed.cut().await;
     world.put(&*watching, "parts", part("a", 2, 3)).await;
     assert_eq!(value(&world.take(&*watching, "whole").await), json!([0, 1, 2]));
-    comes_to(&first, |stats| stats.complete == 1).await;
+    comes_to(&first, |stats| stats.complete == 1 && stats.run.acked == stats.duplicates + 3).await;
 
+    let before = first.stats().duplicates;
     for number in [0, 0, 1, 1] {
         world.put(&*watching, "parts", part("b", number, 3)).await;
     }
-    let acked = first.stats().run.acked;
-    comes_to(&first, |stats| stats.run.acked >= acked + 2).await;
+    comes_to(&first, |stats| {
+        stats.duplicates == before + 2 && stats.run.acked == stats.duplicates + 3
+    })
+    .await;
     drop(first);
     let second = aggregator().start(&watching).await.unwrap();
     world.put(&*watching, "parts", part("b", 2, 3)).await;
