@@ -142,10 +142,15 @@ impl DeadMessage {
         u32::try_from(attempts).ok()
     }
 
-    /// The queue it was given up in.
+    /// The queue that it says it was given up in, which may be anybody's word.
+    pub(super) fn noted_queue(&self) -> Option<&str> {
+        self.text(headers::ORIGIN_QUEUE)
+    }
+
+    /// The queue it was given up in, as its headers say.
     #[must_use]
     pub fn origin_queue(&self) -> Option<String> {
-        let noted = self.text(headers::ORIGIN_QUEUE).map(str::to_owned);
+        let noted = self.noted_queue().map(str::to_owned);
         noted.or_else(|| self.deaths().into_iter().next().map(|death| death.queue))
     }
 

@@ -125,6 +125,14 @@ impl DeadLetters {
         &self.queue
     }
 
+    /// The queue that a dead letter goes back to: the one that the broker or Postrider noted, where
+    /// its dead letters do come here. Whoever may publish can write any other name.
+    fn home(&self, dead: &DeadMessage) -> Option<String> {
+        let by_broker = dead.deaths().into_iter().next().map(|death| death.queue);
+        let mut noted = by_broker.into_iter().chain(dead.noted_queue().map(str::to_owned));
+        noted.find(|queue| self.naming.dead_letter_queue(queue) == self.queue)
+    }
+
     /// How many there are, without those that somebody has in hand. Cancellation safe.
     ///
     /// # Errors
@@ -244,5 +252,39 @@ impl DeadLetters {
         let publisher = self.transport.publisher(PublisherOptions::default()).await?;
         let message = dead.message().clone();
         publisher.publish(Envelope::new(Address::queue(self.queue.clone()), message)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use postrider_core::{HeaderValue, Headers, Message};
+    use postrider_transport_inmemory::InMemory;
+
+    use super::*;
+    use crate::headers;
+
+    fn home(origin: &str, died_in: Option<&str>) -> Option<String> {
+        let transport: Arc<dyn Transport> = Arc::new(InMemory::connect("memory://").unwrap());
+        let mut message = Message::new("").with_header(headers::ORIGIN_QUEUE, origin.to_owned());
+        if let Some(queue) = died_in {
+            let death: Headers =
+                [("queue", HeaderValue::from(queue.to_owned())), ("reason", "expired".into())]
+                    .into_iter()
+                    .collect();
+            message.headers.set("x-death", vec![HeaderValue::Map(death)]);
+        }
+        let dead = DeadMessage::new(Arc::new(Envelope::new(Address::queue("d"), message)));
+        DeadLetters::of(&transport, "orders").home(&dead)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dead_letter_goes_home_and_nowhere_else() {
+        let orders = Some("orders".to_owned());
+        assert_eq!(home("orders", None), orders);
+        assert_eq!(home("payroll", None), None);
+        assert_eq!(home("payroll", Some("orders")), orders);
+        assert_eq!(home("payroll", Some("audit")), None);
+        assert_eq!(home("orders", Some("audit")), orders);
+        assert_eq!(home("orders.partition.3", None), None);
     }
 }

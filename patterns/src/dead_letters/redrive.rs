@@ -34,7 +34,8 @@ const UNDER_WAY: usize = 64;
 #[non_exhaustive]
 pub struct RedriveOptions {
     /// Where they go. Default: each to the queue that it was given up in, and to no other
-    /// subscriber of what it once was published to.
+    /// subscriber of what it once was published to. One that names a queue whose dead letters do
+    /// not come here stays, and counts as failed.
     pub address: Option<Address>,
     /// How many a second at most. Default: as fast as it goes.
     pub per_second: Option<u32>,
@@ -200,9 +201,9 @@ impl<'a> Redriving<'a> {
             self.walk.stays(letter);
             return Ok(());
         }
-        let home = || dead.origin_queue().map(Address::queue);
+        let home = || self.letters.home(dead).map(Address::queue);
         let Some(address) = self.options.address.clone().or_else(home) else {
-            let why = "it does not say which queue it comes from; name an address";
+            let why = "it names no queue whose dead letters come here; name an address";
             self.fails(letter, Error::new(ErrorKind::Invalid, "redrive", why));
             return Ok(());
         };

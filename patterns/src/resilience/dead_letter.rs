@@ -1,4 +1,4 @@
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use postrider_core::{
     Address, Binding, DeadLetter, DeliveryInfo, Envelope, ErrorKind, Exchange, Publisher,
@@ -8,8 +8,12 @@ use tokio::time::sleep;
 
 use crate::{handler::HandlerError, headers, naming::Naming, wire_time};
 
-/// The longest error message that a dead letter carries, in bytes; headers must stay small.
+/// The longest text for people in a small body, in bytes.
 const MAX_MESSAGE_BYTES: usize = 2_000;
+
+/// The longest code, and the longest chain of messages, in the headers of a dead letter, in bytes.
+const MAX_CODE: usize = 128;
+const MAX_CHAIN: usize = 4_096;
 
 /// How long a message that could not be kept is held before the next try, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -33,6 +37,10 @@ pub fn dead_letter_topology(naming: &Naming, queue: &str) -> Topology {
 pub fn dead_letter_route(naming: &Naming, queue: &str) -> DeadLetter {
     DeadLetter::to(naming.dead_letter_exchange()).with_routing_key(naming.dead_letter_queue(queue))
 }
+
+/// What a dead letter can do without.
+const DETAILS: [&str; 4] =
+    [headers::ERROR_MESSAGE, headers::HOST, headers::ORIGIN_EXCHANGE, headers::ORIGIN_KEY];
 
 /// Keeps the dead letters of one queue.
 #[derive(Debug, Clone)]
@@ -69,7 +77,7 @@ impl Keeper {
     /// # Errors
     ///
     /// Those that waiting does not help against: the transport was closed, or it does not take the
-    /// copy.
+    /// copy, not even with the shortest reason.
     pub(crate) async fn keep(
         &self,
         envelope: &Envelope,
@@ -77,15 +85,26 @@ impl Keeper {
         error: &HandlerError,
     ) -> Result<()> {
         let mut pause = FIRST_PAUSE;
+        let mut is_short = false;
         loop {
-            let letter = self.letter(envelope, info, error);
+            let mut letter = self.letter(envelope, info, error);
+            if is_short {
+                for name in DETAILS {
+                    letter.message.headers.remove(name);
+                }
+            }
             let Err(failed) = self.publisher.publish(letter).await else { return Ok(()) };
             tracing::error!(
                 queue = %info.queue, %error, %failed, "message could not be dead-lettered"
             );
             let is_missing = matches!(failed.kind(), ErrorKind::Unroutable | ErrorKind::Rejected);
             if !is_missing && !failed.is_retryable() {
-                return Err(failed);
+                if is_short || failed.kind() == ErrorKind::Closed {
+                    return Err(failed);
+                }
+                // With the reason it may be larger than the broker takes.
+                is_short = true;
+                continue;
             }
             if is_missing && let Err(failed) = self.transport.declare(&self.topology).await {
                 tracing::error!(queue = %info.queue, %failed, "no queue for its dead letters");
@@ -104,8 +123,8 @@ impl Keeper {
         let env = self.transport.env();
         let note = &mut message.headers;
         note.set(headers::ERROR_CLASS, error.class().as_str());
-        note.set(headers::ERROR_CODE, error.code().to_owned());
-        note.set(headers::ERROR_MESSAGE, shorten(error.message()).to_owned());
+        note.set(headers::ERROR_CODE, cut(error.code(), MAX_CODE).into_owned());
+        note.set(headers::ERROR_MESSAGE, cut(error.message(), MAX_CHAIN).into_owned());
         note.set(headers::ATTEMPTS, i64::from(info.attempt));
         note.set(headers::HOST, env.host());
         note.set(headers::ORIGIN_QUEUE, info.queue.to_string());
@@ -116,9 +135,23 @@ impl Keeper {
     }
 }
 
-/// A text for people, cut between characters to what a header or a small body takes.
+/// A text for people, cut between characters to what a small body takes.
 pub(crate) fn shorten(text: &str) -> &str {
-    let mut end = text.len().min(MAX_MESSAGE_BYTES);
+    first(text, MAX_MESSAGE_BYTES)
+}
+
+/// A text of at most `most` bytes, which shows where it was cut.
+fn cut(text: &str, most: usize) -> Cow<'_, str> {
+    const MARK: &str = "…";
+    if text.len() <= most {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(format!("{}{MARK}", first(text, most.saturating_sub(MARK.len()))))
+}
+
+/// As many whole characters as have at most `most` bytes.
+fn first(text: &str, most: usize) -> &str {
+    let mut end = text.len().min(most);
     while !text.is_char_boundary(end) {
         end -= 1;
     }
@@ -127,7 +160,79 @@ pub(crate) fn shorten(text: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use async_trait::async_trait;
+    use postrider_core::{Confirm, HeaderValue, Message, PublisherOptions};
+    use postrider_transport_inmemory::InMemory;
+
     use super::*;
+
+    /// Takes no header of more than so many bytes.
+    #[derive(Debug)]
+    struct Narrow(Arc<dyn Publisher>, usize);
+
+    #[async_trait]
+    impl Publisher for Narrow {
+        async fn send(&self, envelope: Envelope) -> Result<Confirm> {
+            let texts = envelope.message.headers.iter().filter_map(|(_, value)| value.as_text());
+            if texts.map(str::len).max().unwrap_or_default() > self.1 {
+                return Err(postrider_core::Error::new(ErrorKind::Invalid, "publish", "too large"));
+            }
+            self.0.send(envelope).await
+        }
+
+        async fn send_batch(&self, envelopes: Vec<Envelope>) -> Result<Vec<Confirm>> {
+            self.0.send_batch(envelopes).await
+        }
+
+        async fn flush(&self) -> Result<()> {
+            self.0.flush().await
+        }
+    }
+
+    /// Keeps a message with an endless reason by way of a publisher, and gives the dead letter.
+    async fn kept(widest: usize) -> Result<Message> {
+        let transport: Arc<dyn Transport> = Arc::new(InMemory::connect("memory://")?);
+        let naming = Naming::default();
+        transport.declare(&dead_letter_topology(&naming, "orders")).await?;
+        let publisher = transport.publisher(PublisherOptions::default()).await?;
+        let keeper =
+            Keeper::new(&transport, Arc::new(Narrow(publisher, widest)), &naming, "orders");
+        let endless = "ä".repeat(1_000_000);
+        let error = HandlerError::invalid(endless.clone()).with_code(endless);
+        // From outside, and not to be believed.
+        let message = Message::new("x").with_header(headers::ORIGIN_QUEUE, "elsewhere");
+        let envelope = Envelope::new(Address::queue("orders"), message);
+        keeper.keep(&envelope, &DeliveryInfo::first("orders".into()), &error).await?;
+        let options = postrider_core::ConsumerOptions::default();
+        let mut letters = transport.consumer("dead_letter_orders", options).await?;
+        let letter = letters.recv().await.expect("a dead letter")?;
+        let message = letter.message().clone();
+        letter.ack();
+        Ok(message)
+    }
+
+    fn text<'a>(message: &'a Message, name: &str) -> Option<&'a str> {
+        message.headers.get(name).and_then(HeaderValue::as_text)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_endless_reason_is_cut_and_kept() {
+        let letter = kept(MAX_CHAIN).await.unwrap();
+        let code = text(&letter, headers::ERROR_CODE).unwrap();
+        let chain = text(&letter, headers::ERROR_MESSAGE).unwrap();
+        assert!(code.len() <= MAX_CODE && chain.len() <= MAX_CHAIN);
+        assert!(code.ends_with("ä…") && chain.ends_with("ä…"));
+        assert_eq!(text(&letter, headers::ORIGIN_QUEUE), Some("orders"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_letter_that_is_refused_is_kept_without_details_or_given_back() {
+        let letter = kept(MAX_CODE).await.unwrap();
+        assert_eq!(text(&letter, headers::ERROR_MESSAGE), None);
+        assert_eq!(text(&letter, headers::ORIGIN_QUEUE), Some("orders"));
+        assert!(text(&letter, headers::ERROR_CODE).is_some());
+        assert_eq!(kept(1).await.unwrap_err().kind(), ErrorKind::Invalid);
+    }
 
     #[test]
     fn long_messages_are_cut_between_characters() {
