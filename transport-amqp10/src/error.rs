@@ -65,7 +65,7 @@ fn of_session(operation: &'static str, reason: &SessionStopReason) -> Error {
     match reason {
         SessionStopReason::EndedWithError(error)
         | SessionStopReason::RemoteEndedWithError(error) => told(operation, error),
-        _ => lost(operation),
+        other => lost(operation).with_context("session", format!("{other:?}")),
     }
 }
 

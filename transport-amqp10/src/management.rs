@@ -5,7 +5,7 @@
 //! without an answer; so it has one of its own, which is begun again when it is needed.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -63,6 +63,8 @@ struct Request {
     operation: &'static str,
     deadline: Instant,
     answer: oneshot::Sender<Result<Response>>,
+    /// Whether it was under way before, when its links ended.
+    is_again: bool,
 }
 
 /// The way to the task that makes requests.
@@ -94,7 +96,7 @@ impl Management {
         body: Value,
     ) -> Result<Response> {
         let (answer, answered) = oneshot::channel();
-        let request = Request { method, path, body, operation, deadline, answer };
+        let request = Request { method, path, body, operation, deadline, answer, is_again: false };
         let answered = async {
             self.requests.send(request).await.map_err(|_| lost(operation))?;
             answered.await.unwrap_or_else(|_| Err(lost(operation)))
@@ -124,17 +126,27 @@ async fn stays_blocked(mut blocked: watch::Receiver<bool>) {
 }
 
 async fn run(connection: Weak<Connection>, mut requests: mpsc::Receiver<Request>) {
-    while let Some(request) = requests.recv().await {
-        let Some(connection) = connection.upgrade() else { return };
+    let mut again = VecDeque::new();
+    loop {
+        let next = match again.pop_front() {
+            Some(request) => Some(request),
+            None => requests.recv().await,
+        };
+        let Some((request, connection)) = next.zip(connection.upgrade()) else { return };
         let (operation, deadline) = (request.operation, request.deadline);
         match Pair::open(&connection, operation, deadline).await {
             Ok(mut pair) => {
-                let begun = pair.send(request).await;
+                let mut begun = pair.send(request).await;
+                while begun.is_ok()
+                    && let Some(request) = again.pop_front()
+                {
+                    begun = pair.send(request).await;
+                }
                 let ended = match begun {
                     Ok(()) => pair.serve(&connection, &mut requests).await,
                     Err(error) => error,
                 };
-                pair.fail(&ended);
+                again.extend(pair.fail(&ended, connection.is_over()));
             }
             Err(error) => drop(request.answer.send(Err(error))),
         }
@@ -295,15 +307,29 @@ impl Pair {
         }
     }
 
-    /// The session ended: nobody is answered any more.
-    fn fail(&mut self, ended: &Error) {
-        for (_, request) in self.pending.drain() {
+    /// The session ended. Gives what may be asked once more, in its order, because the connection is
+    /// there: every request is the same when it is made twice. The rest is told.
+    fn fail(&mut self, ended: &Error, is_lost: bool) -> Vec<Request> {
+        let mut pending: Vec<_> = self.pending.drain().collect();
+        pending.sort_unstable_by_key(|(number, _)| *number);
+        let mut again = Vec::new();
+        for (_, mut request) in pending {
             let kind = match ended.kind() {
                 ErrorKind::Unauthorized => ErrorKind::Unauthorized,
                 _ => ErrorKind::Unavailable,
             };
-            let error = Error::new(kind, request.operation, ended.message().to_owned());
-            let _gone = request.answer.send(Err(error));
+            if is_lost || request.is_again || kind == ErrorKind::Unauthorized {
+                let error = Error::new(kind, request.operation, ended.message().to_owned());
+                let error = ended
+                    .context()
+                    .fold(error, |error, (name, value)| error.with_context(name, value.to_owned()));
+                let _gone = request.answer.send(Err(error));
+            } else {
+                tracing::warn!(%ended, path = request.path, "the management ended; it is asked again");
+                request.is_again = true;
+                again.push(request);
+            }
         }
+        again
     }
 }
