@@ -229,15 +229,12 @@ async fn serve(shared: Arc<Shared>, offer: Delivery, place: OwnedSemaphorePermit
         return session.remove_queue().await;
     }
     shared.counters.add(Count::Acked);
-    if session.is_done() {
-        // An offer that comes again is answered by what became of it.
-        let (_, never) = mpsc::channel(1);
-        let reopens = Some(std::mem::replace(&mut entered.reopens, never));
-        session.linger(consumer, reopens, entered, &shared.stop).await;
-    } else {
-        drop(entered);
-        session.linger(consumer, None, (), &shared.stop).await;
-    }
+    let (_, never) = mpsc::channel(1);
+    let reopens = std::mem::replace(&mut entered.reopens, never);
+    // An offer that comes again is answered by what became of a stream that is done; of one that
+    // failed, only those that are here by now.
+    let entered = session.is_done().then_some(entered);
+    session.linger(consumer, reopens, entered, &shared.stop).await;
 }
 
 /// Gives an offer back, not so fast that the broker is asked, and refuses, without a pause.

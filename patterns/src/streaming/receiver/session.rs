@@ -172,7 +172,7 @@ impl Session {
     pub(super) async fn linger(
         mut self,
         mut consumer: Option<Consumer>,
-        mut reopens: Option<mpsc::Receiver<Reopen>>,
+        mut reopens: mpsc::Receiver<Reopen>,
         place: impl Send,
         stop: &CancellationToken,
     ) {
@@ -187,7 +187,7 @@ impl Session {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                Some(reopen) = reopened(&mut reopens) => self.reopened(reopen).await,
+                Some(reopen) = reopens.recv() => self.reopened(reopen).await,
                 delivery = received(&mut consumer) => self.hear(delivery, &mut consumer).await,
                 restored = restored(&mut events) => if restored { self.repeat_outcome().await },
                 () = sleep_until(next_tick) => self.repeat_outcome().await,
@@ -195,7 +195,7 @@ impl Session {
         }
         drop(place);
         // An offer that came in this moment is answered here, the next one by a session of its own.
-        while let Some(Ok(reopen)) = reopens.as_mut().map(mpsc::Receiver::try_recv) {
+        while let Ok(reopen) = reopens.try_recv() {
             self.reopened(reopen).await;
         }
         drop(consumer);
@@ -299,6 +299,8 @@ impl Session {
         }
         (self.reply_to, self.codec) = (reopen.reply_to, reopen.codec);
         self.heard = self.shared.transport.env().now();
+        // Who offers it again has parted before, and wants to hear how it ended.
+        self.parted &= self.outcome.is_none();
         self.recover().await;
     }
 
@@ -536,10 +538,6 @@ async fn received(consumer: &mut Option<Consumer>) -> Option<CoreResult<Delivery
         Some(consumer) => consumer.recv().await,
         None => std::future::pending().await,
     }
-}
-
-async fn reopened(reopens: &mut Option<mpsc::Receiver<Reopen>>) -> Option<Reopen> {
-    reopens.as_mut()?.recv().await
 }
 
 /// Whether what happened to the transport is that it is back.
