@@ -146,7 +146,9 @@ async fn run(connection: Weak<Connection>, mut requests: mpsc::Receiver<Request>
                     Ok(()) => pair.serve(&connection, &mut requests).await,
                     Err(error) => error,
                 };
-                again.extend(pair.fail(&ended, connection.is_over()));
+                let mut first = VecDeque::from(pair.fail(&ended, connection.is_over()));
+                first.append(&mut again);
+                again = first;
             }
             Err(error) => drop(request.answer.send(Err(error))),
         }
@@ -308,7 +310,7 @@ impl Pair {
     }
 
     /// The session ended. Gives what may be asked once more, in its order, because the connection is
-    /// there: every request is the same when it is made twice. The rest is told.
+    /// there: all requests but a purge are the same when they are made twice. The rest is told.
     fn fail(&mut self, ended: &Error, is_lost: bool) -> Vec<Request> {
         let mut pending: Vec<_> = self.pending.drain().collect();
         pending.sort_unstable_by_key(|(number, _)| *number);
@@ -318,7 +320,8 @@ impl Pair {
                 ErrorKind::Unauthorized => ErrorKind::Unauthorized,
                 _ => ErrorKind::Unavailable,
             };
-            if is_lost || request.is_again || kind == ErrorKind::Unauthorized {
+            let is_purge = request.method == "DELETE" && request.path.ends_with("/messages");
+            if is_lost || is_purge || request.is_again || kind == ErrorKind::Unauthorized {
                 let error = Error::new(kind, request.operation, ended.message().to_owned());
                 let error = ended
                     .context()

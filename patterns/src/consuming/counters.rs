@@ -2,7 +2,7 @@ use std::{
     mem,
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -106,6 +106,8 @@ pub(crate) enum Count {
 pub(crate) struct Counters {
     figures: [AtomicU64; 10],
     unfinished: Mutex<Vec<String>>,
+    /// Whether messages are taken one by one for now.
+    is_careful: AtomicBool,
 }
 
 impl Counters {
@@ -135,6 +137,15 @@ impl Counters {
     pub(crate) fn in_hand(&self, stats: &RunStats) -> u64 {
         let settled = stats.acked + stats.retried + stats.dead_lettered + stats.released;
         self.get(Count::Taken).saturating_sub(settled)
+    }
+
+    pub(crate) fn set_careful(&self, is_careful: bool) {
+        self.is_careful.store(is_careful, Ordering::Relaxed);
+    }
+
+    /// How many of `all` places may be taken now.
+    pub(crate) fn places(&self, all: u64) -> u64 {
+        if self.is_careful.load(Ordering::Relaxed) { all.min(1) } else { all }
     }
 
     /// Notes a message whose handler was given up.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::stream;
-use postrider_core::{Consumer, Result, Transport};
+use postrider_core::{Consumer, Error, ErrorKind, Result, Transport};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -14,11 +14,11 @@ use super::{
 };
 
 impl<P: Process> Runner<P> {
-    /// As [`start`](Self::start), but it consumes only after `begin`; until then its messages stay
-    /// in the queue, for others or for later.
+    /// As [`start`](Self::start), but it consumes only after `begin`, or never where that says so;
+    /// until then its messages stay in the queue, for others or for later.
     pub(crate) fn start_after(
         self,
-        begin: impl Future<Output = ()> + Send + 'static,
+        begin: impl Future<Output = bool> + Send + 'static,
         transport: &Arc<dyn Transport>,
         queue: &str,
     ) -> Result<Running> {
@@ -32,8 +32,11 @@ impl<P: Process> Runner<P> {
         let stopped = stop.clone();
         let task = tokio::spawn(async move {
             let begun = async {
-                begin.await;
-                again.consumer(&settings).await
+                if begin.await {
+                    return again.consumer(&settings).await;
+                }
+                let why = "nobody is left who could let it begin";
+                Err(Error::new(ErrorKind::Closed, "consume", why))
             };
             let consumer = match stopped.run_until_cancelled(begun).await {
                 Some(Ok(consumer)) => {

@@ -41,6 +41,7 @@ mod outline;
 mod parking;
 mod runner;
 mod running;
+mod shared;
 
 pub(crate) use counters::{Count, Counters};
 pub use counters::{Outcome, RunStats};
@@ -51,3 +52,4 @@ pub(crate) use parking::{Parking, drain, parked_key};
 pub(crate) use runner::{Disposition, Process, Runner, Settings, catch_panic};
 pub(crate) use running::{Gauge, State};
 pub use running::{Running, StopReport};
+pub(crate) use shared::Shared;

@@ -63,34 +63,6 @@ pub(crate) trait Process: Send + Sync + 'static {
     fn settled(&self, _envelope: &Envelope, _info: &DeliveryInfo, _outcome: Outcome) {}
 }
 
-impl<P: Process> Process for Arc<P> {
-    async fn process(
-        &self,
-        envelope: &Arc<Envelope>,
-        info: &DeliveryInfo,
-        cancellation: &CancellationToken,
-    ) -> Disposition {
-        P::process(self, envelope, info, cancellation).await
-    }
-
-    async fn dead_lettered(
-        &self,
-        envelope: &Arc<Envelope>,
-        info: &DeliveryInfo,
-        error: &HandlerError,
-    ) {
-        P::dead_lettered(self, envelope, info, error).await;
-    }
-
-    fn stopping(&self) {
-        P::stopping(self);
-    }
-
-    fn settled(&self, envelope: &Envelope, info: &DeliveryInfo, outcome: Outcome) {
-        P::settled(self, envelope, info, outcome);
-    }
-}
-
 /// How much is done at once.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Settings {
@@ -291,6 +263,7 @@ pub(super) async fn run<P: Process>(
                     }
                     if let (Some(careful), Some(again)) = (careful, &mut again) {
                         again.is_careful = careful;
+                        work.runner.counters.set_careful(careful);
                         let next = again.consumer(&work.runner.settings);
                         consumer = tokio::select! {
                             biased;

@@ -1,7 +1,4 @@
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
-};
+use std::sync::Arc;
 
 use futures_util::{FutureExt, StreamExt, stream::BoxStream};
 use postrider_core::{DeliveryInfo, Env, Envelope, HeaderValue, Message, TransportEvent};
@@ -46,8 +43,6 @@ pub(super) struct Aggregating {
     pub(super) retrying: Retrying,
     pub(super) copies: Copies,
     pub(super) env: Env,
-    /// From how many queues parts still come.
-    pub(super) open: AtomicUsize,
     /// Ends [`listen`] with this.
     pub(super) _listening: DropGuard,
 }
@@ -108,9 +103,7 @@ impl Process for Aggregating {
 
     /// Groups that lack parts wait for none of them in vain once no queue gives any.
     fn stopping(&self) {
-        if self.open.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.groups.close();
-        }
+        self.groups.close();
     }
 }
 

@@ -1,8 +1,4 @@
-use std::{
-    fmt,
-    sync::{Arc, atomic::AtomicUsize},
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use postrider_core::{
     Capabilities, Error, ErrorKind, Message, PublisherOptions, Result, Transport,
@@ -276,7 +272,6 @@ impl Aggregator {
                 counters: Arc::clone(&counters),
             },
             env: env.clone(),
-            open: AtomicUsize::new(intake.queues.len()),
             spec: self,
         };
         let running = intake.start(transport, &publisher, process, true, None).await?;

@@ -1,13 +1,13 @@
 use std::sync::Arc;
 
-use futures_util::future::{BoxFuture, Shared};
+use futures_util::future::{self, BoxFuture};
 use postrider_core::{
     Capabilities, Error, ErrorKind, Publisher, Queue, Result, Topology, Transport,
 };
 
 use crate::{
     codec::Limits,
-    consuming::{Counters, Outline, Process, Runner, Running, Settings},
+    consuming::{Counters, Outline, Process, Runner, Running, Settings, Shared},
     naming::Naming,
     resilience::{By, Keeper, RetryPolicy, Retrying, dead_letter_route, dead_letter_topology},
 };
@@ -15,8 +15,8 @@ use crate::{
 /// How many routers a message may come through.
 const MAX_HOPS: u32 = 16;
 
-/// What consuming waits for.
-pub(super) type Begin = Shared<BoxFuture<'static, ()>>;
+/// What consuming waits for: whether it may begin, or never will.
+pub(super) type Begin = future::Shared<BoxFuture<'static, bool>>;
 
 /// Where a router, splitter or aggregator takes its messages from, and how.
 ///
@@ -174,11 +174,10 @@ impl Intake {
         begin: Option<Begin>,
     ) -> Result<Vec<Running>> {
         transport.declare(&self.topology(single)).await?;
-        let process = Arc::new(process);
         let mut running = Vec::new();
-        for name in &self.queues {
+        for (name, process) in self.queues.iter().zip(Shared::among(process, self.queues.len())) {
             let runner = Runner {
-                process: Arc::clone(&process),
+                process,
                 keeper: Keeper::new(transport, Arc::clone(publisher), &self.naming, name),
                 settings: self.settings,
                 counters: Arc::new(Counters::default()),

@@ -1,4 +1,4 @@
-use std::{fmt, future::pending, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use futures_util::FutureExt;
 use postrider_core::{
@@ -274,12 +274,7 @@ impl Router {
 
 /// Waits until somebody has changed a table that says nothing.
 fn first_rules(mut table: watch::Receiver<Arc<RoutingTable>>) -> Begin {
-    let changed = async move {
-        if table.wait_for(|table| !table.is_blank()).await.is_err() {
-            // Nobody is left who could; the flow shows that.
-            pending::<()>().await;
-        }
-    };
+    let changed = async move { table.wait_for(|table| !table.is_blank()).await.is_ok() };
     changed.boxed().shared()
 }
 

@@ -211,8 +211,10 @@ impl Watched {
     /// Whether it has room and took nothing since the last look.
     fn could_take(&self) -> bool {
         let counters = &self.gauge.counters;
-        let has_room =
-            self.gauge.places.is_some_and(|all| counters.in_hand(&counters.stats()) < all);
+        let has_room = self
+            .gauge
+            .places
+            .is_some_and(|all| counters.in_hand(&counters.stats()) < counters.places(all));
         let taken = counters.taken();
         let is_quiet = self.taken.swap(taken, Ordering::Relaxed) == taken;
         has_room && is_quiet && matches!(*self.gauge.state.borrow(), State::Running)
@@ -288,6 +290,18 @@ mod tests {
             assert!(!part.could_take(), "its place is taken");
         }
         assert_eq!(part.health().in_hand, 1);
+    }
+
+    #[test]
+    fn who_takes_messages_one_by_one_is_busy_with_one() {
+        let (part, _state) = watched(16);
+        part.gauge.counters.set_careful(true);
+        part.gauge.counters.add(Count::Taken);
+        for _ in 0..2 * LOOKS {
+            assert!(!part.could_take(), "its one place is taken");
+        }
+        part.gauge.counters.set_careful(false);
+        assert!(part.could_take());
     }
 
     #[test]

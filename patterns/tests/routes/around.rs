@@ -4,12 +4,13 @@ use std::{
     collections::HashSet,
     sync::{Arc, Mutex},
     thread::{self, ThreadId},
+    time::Duration,
 };
 
 use async_trait::async_trait;
-use postrider_core::{Address, DeliveryInfo, Envelope};
+use postrider_core::{Address, DeliveryInfo, Envelope, Queue, Topology};
 use postrider_patterns::{
-    Codec, Context, Deduplicate, HandlerError, Middleware, Next, Outcome, codes,
+    Codec, Context, Deduplicate, HandlerError, Middleware, Next, Outcome, RateLimit, codes,
     routing::{
         Aggregator, Completion, Condition, Field, Otherwise, Partitioner, Route, Router, Rule,
         Splitter,
@@ -83,6 +84,26 @@ pub(crate) async fn middleware_stands_around_routers_and_splitters(world: &World
     comes_to(&splitter, |stats| stats.run.acked == 1).await;
     assert_eq!(notes.all(), expected("2"));
     stop(splitter).await;
+}
+
+pub(crate) async fn one_queue_that_ends_leaves_the_waiting_of_the_others(world: &World) {
+    let transport = world.transport().await;
+    world.declare(&*transport, "a").await;
+    let router = Router::new(world.intake("orders").and_queue(world.name("returns")))
+        .otherwise(Otherwise::Send(vec![world.to("a")]))
+        .with(RateLimit::new(10, Duration::from_secs(1)))
+        .start(&transport)
+        .await
+        .unwrap();
+    let returns = Topology::new().queue(Queue::durable(world.name("returns")));
+    transport.remove(&returns).await.unwrap();
+    comes_to(&router, |_| !router.is_running()).await;
+    for id in ["1", "2", "3", "4"] {
+        world.put(&*transport, "orders", json(id, "{}")).await;
+    }
+    comes_to(&router, |stats| stats.run.acked == 4).await;
+    assert_eq!(router.stats().run.released, 0, "none had to go back");
+    stop(router).await;
 }
 
 pub(crate) async fn a_router_may_drop_duplicates(world: &World) {

@@ -52,6 +52,7 @@ pub(crate) const FUNCTIONS: &[Named<World>] = functions! {
         a_service_shows_a_router_that_waits_and_a_control_that_has_ended;
     around:
         middleware_stands_around_routers_and_splitters,
+        one_queue_that_ends_leaves_the_waiting_of_the_others,
         a_router_may_drop_duplicates,
         large_bodies_are_looked_into_on_other_threads,
         a_look_that_costs_too_much_is_given_up,
