@@ -101,8 +101,8 @@ impl Service {
     }
 
     /// How long a part may get nothing, though it has room and messages wait in its queue, until it
-    /// counts as stalled. The queue is looked at four times in that time, and only while nothing
-    /// comes. Default: 60 seconds.
+    /// counts as stalled. The queue is looked at five times, a quarter of that time apart, and only
+    /// while nothing comes. Default: 60 seconds.
     pub const fn stalled_after(mut self, limit: Duration) -> Self {
         self.stalled_after = limit;
         self
