@@ -162,10 +162,9 @@ impl Connection {
         &self.own_queues
     }
 
-    /// Waits until the broker has heard that a link is to bring nothing more, where that is asked from
-    /// now on. Cancellation safe.
-    pub(crate) fn echo(&self, link: &str) -> Echo {
-        self.observed.echo(link)
+    /// The broker's answer to a grant of `credit` over a link, which is asked for from now on.
+    pub(crate) fn echo(&self, link: &str, credit: u32) -> Echo {
+        self.observed.echo(link, credit)
     }
 
     /// A seat for a link in one of the sessions.

@@ -30,10 +30,11 @@ pub(crate) const PAIR: &str = "management-link-pair";
 /// The name that the second of them, the receiver, has on this side.
 pub(crate) const PAIR_RECEIVER: &str = "management-link-pair#receiver";
 
-/// A credit that stands for none. The client library takes what was under way when credit was taken
-/// back for a violation of the protocol, so on this side the credit stays. The broker is asked to say
-/// when it has heard of it.
-pub(crate) const PAUSED: u32 = 0x7fff_0000;
+/// What is added to a credit that the broker is asked to repeat when it has heard of it.
+///
+/// On this side so much more is granted, until the next time. The client library takes what was under
+/// way when credit was taken back for a violation of the protocol, and so it is none.
+pub(crate) const ASKING: u32 = 0x4000_0000;
 
 /// The capability of a broker that takes messages to any address over one link: "Using the AMQP
 /// Anonymous Terminus for Message Routing", section 2.
@@ -72,11 +73,11 @@ pub(crate) struct Observed {
     over: CancellationToken,
     /// Whether the broker takes this side for somebody that it knows.
     welcome: AtomicBool,
-    /// Links of which it is asked whether the broker has heard that nothing more is wanted.
-    echoes: Mutex<HashMap<String, CancellationToken>>,
+    /// Links of which it is asked whether the broker has heard how much is wanted: so much.
+    echoes: Mutex<HashMap<String, (u32, CancellationToken)>>,
 }
 
-/// The broker's answer that it has heard that nothing more is wanted over a link.
+/// The broker's answer that it has heard how much is wanted over a link.
 pub(crate) struct Echo {
     link: String,
     heard: CancellationToken,
@@ -156,19 +157,21 @@ impl Observed {
         self.welcome.load(Ordering::Acquire) && self.product.get().is_none()
     }
 
-    fn echoes(&self) -> MutexGuard<'_, HashMap<String, CancellationToken>> {
+    fn echoes(&self) -> MutexGuard<'_, HashMap<String, (u32, CancellationToken)>> {
         self.echoes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The answer to what is asked over a link from now on.
-    pub(crate) fn echo(self: &Arc<Self>, link: &str) -> Echo {
+    /// The answer to a grant of `credit` over a link. There is one at a time.
+    pub(crate) fn echo(self: &Arc<Self>, link: &str, credit: u32) -> Echo {
         let heard = CancellationToken::new();
-        self.echoes().insert(link.to_owned(), heard.clone());
+        self.echoes().insert(link.to_owned(), (credit, heard.clone()));
         Echo { link: link.to_owned(), heard, observed: self.clone() }
     }
 
-    fn note_paused(&self, link: &str) {
-        if let Some(heard) = self.echoes().get(link) {
+    fn note_credit(&self, link: &str, repeated: u32) {
+        if let Some((credit, heard)) = self.echoes().get(link)
+            && *credit == repeated
+        {
             heard.cancel();
         }
     }
@@ -454,13 +457,13 @@ fn look(
                 observed.note_window(flow.incoming_window);
                 let link = flow.handle.as_ref().map(|handle| (channel, handle.0));
                 if let Some(name) = link.and_then(|link| links.sending.get(&link)) {
-                    if flow.link_credit == Some(0) {
-                        observed.note_paused(name);
+                    if let Some(credit) = flow.link_credit {
+                        observed.note_credit(name, credit);
                     }
                     return written(&of_session(&flow)).map(Some);
                 }
-            } else if flow.link_credit == Some(PAUSED) {
-                flow.link_credit = Some(0);
+            } else if let Some(credit) = flow.link_credit.and_then(|it| it.checked_sub(ASKING)) {
+                flow.link_credit = Some(credit);
                 flow.echo = true;
                 return written(&flow).map(Some);
             }
@@ -602,7 +605,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_is_no_credit_on_the_wire() {
+    fn a_credit_that_shall_be_repeated_is_itself_on_the_wire() {
         let flow = |credit, echo| Flow {
             next_incoming_id: Some(1),
             incoming_window: 10,
@@ -617,7 +620,7 @@ mod tests {
             properties: None,
         };
         let observed = Observed::default();
-        for (here, there, echo) in [(PAUSED, 0, true), (5, 5, false), (0, 0, false)] {
+        for (here, there, echo) in [(ASKING, 0, true), (ASKING + 5, 5, true), (5, 5, false)] {
             let here = frame(0, &to_vec(&flow(here, false)).unwrap());
             let there = frame(0, &to_vec(&flow(there, echo)).unwrap());
             assert_eq!(through(Direction::Outgoing, &observed, &[&here]).unwrap(), there);
@@ -625,9 +628,9 @@ mod tests {
     }
 
     #[test]
-    fn who_paused_a_link_hears_of_the_answer_to_it_alone() {
+    fn who_granted_credit_hears_of_the_answer_to_it_alone() {
         let observed = Arc::new(Observed::default());
-        let (one, other) = (observed.echo("one"), observed.echo("other"));
+        let (one, other) = (observed.echo("one", 0), observed.echo("other", 0));
         let mut one_attach = attach("one", Role::Sender);
         one_attach.handle = Handle(1);
         let flow = |handle, credit| Flow {
@@ -652,7 +655,7 @@ mod tests {
         let answer = frame(0, &to_vec(&flow(1, 0)).unwrap());
         let pieces: Vec<&[u8]> = before.iter().map(|piece| &piece[..]).collect();
         through(Direction::Incoming, &observed, &pieces).unwrap();
-        assert!(!one.heard.is_cancelled(), "there is credit, or it is another's answer");
+        assert!(!one.heard.is_cancelled(), "it is another credit, or another's answer");
         let pieces: Vec<&[u8]> = pieces.into_iter().chain([&answer[..]]).collect();
         through(Direction::Incoming, &observed, &pieces).unwrap();
         assert!(one.heard.is_cancelled() && !other.heard.is_cancelled());

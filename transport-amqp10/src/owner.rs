@@ -24,7 +24,7 @@ use crate::{
     connection::Connection,
     consumer::{Subscriber, Taken},
     error::{late, lost, of_receive},
-    frames::{Echo, PAUSED},
+    frames::{ASKING, Echo},
     ladder, message,
     sessions::Seat,
     stay::{Kept, Stay},
@@ -39,8 +39,8 @@ const RUN: usize = 64;
 /// How long one frame may take to be handed on.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a broker may take to say that it has heard that no more is wanted. One that does not say so
-/// has heard of it by then.
+/// How long a broker may take to say that it has heard how much is wanted. One that does not say so has
+/// heard of it by then.
 const ECHO: Duration = Duration::from_millis(500);
 
 /// How long what was on its way may take to come after no more was wanted.
@@ -92,16 +92,16 @@ impl Consuming {
     }
 }
 
-/// Waiting for the broker to say that it has heard that no more is wanted.
-struct Pausing {
+/// Waiting for the broker to say that it has heard how much is wanted.
+struct Asked {
     echo: Echo,
     until: Instant,
 }
 
 /// Waits until the broker has said so, or its time is over. Cancellation safe.
-async fn paused(pausing: Option<&Pausing>) {
-    match pausing {
-        Some(Pausing { echo, until }) => {
+async fn heard(asked: Option<&Asked>) {
+    match asked {
+        Some(Asked { echo, until }) => {
             let _late = timeout_at(*until, echo.heard()).await;
         }
         None => pending().await,
@@ -116,9 +116,12 @@ pub(crate) struct Owner {
     link: Consuming,
     /// Whether deliveries still come and are wanted.
     consuming: bool,
+    /// The broker was told what is wanted and has not said that it heard of it. Until then there is no
+    /// way for answers that it hands over and forgets.
+    opening: Option<Asked>,
     /// The broker was told that no more is wanted and has not said that it heard of it. Until then
     /// nothing goes back: it might come here once more, and behind the rest.
-    pausing: Option<Pausing>,
+    pausing: Option<Asked>,
     /// What was not handed out has yet to go back.
     leaving: bool,
     /// When what was on its way will have come, after no more is wanted.
@@ -150,6 +153,7 @@ impl Owner {
             connection,
             link,
             consuming: true,
+            opening: None,
             pausing: None,
             leaving: false,
             stragglers: None,
@@ -188,14 +192,12 @@ impl Owner {
     async fn serve(&mut self) -> Over {
         let connection = self.connection.clone();
         let mut over = pin!(connection.over());
-        let mut is_reachable = false;
+        if let Err(error) = self.open().await {
+            return self.why(error);
+        }
         loop {
             if let Err(error) = self.obey().await {
                 return self.why(error);
-            }
-            if !is_reachable {
-                is_reachable = true;
-                self.subscriber.reachable(&self.stay);
             }
             let (lost, settled) = {
                 let book = self.stay.book();
@@ -233,7 +235,11 @@ impl Owner {
                         return self.why(error);
                     }
                 }
-                () = paused(self.pausing.as_ref()) => {
+                () = heard(self.opening.as_ref()) => {
+                    self.opening = None;
+                    self.subscriber.reachable(&self.stay);
+                }
+                () = heard(self.pausing.as_ref()) => {
                     self.pausing = None;
                     self.stragglers = Some(self.stay.link().env().now() + STRAGGLERS);
                 }
@@ -424,16 +430,35 @@ impl Owner {
         Ok(())
     }
 
+    /// Grants `credit` and asks the broker to say when it has heard of it.
+    async fn grant_and_ask(&mut self, credit: u32) -> Result<Asked> {
+        let echo = self.connection.echo(self.link.receiver.name(), credit);
+        self.grant(ASKING + credit).await?;
+        self.credit = credit;
+        let until = self.stay.link().env().now() + ECHO;
+        Ok(Asked { echo, until })
+    }
+
+    /// Begins to consume.
+    async fn open(&mut self) -> Result<()> {
+        if self.link.is_settled {
+            // A broker throws away what it could not hand over at once.
+            self.opening = Some(self.grant_and_ask(self.link.prefetch.into()).await?);
+        } else {
+            self.top_up().await?;
+            self.subscriber.reachable(&self.stay);
+        }
+        Ok(())
+    }
+
     /// Stops consuming.
     async fn pause(&mut self) -> Result<()> {
         self.consuming = false;
         self.leaving = true;
+        // There is one question at a time.
+        self.opening = None;
         if self.credit > 0 {
-            let echo = self.connection.echo(self.link.receiver.name());
-            self.grant(PAUSED).await?;
-            self.credit = 0;
-            let until = self.stay.link().env().now() + ECHO;
-            self.pausing = Some(Pausing { echo, until });
+            self.pausing = Some(self.grant_and_ask(0).await?);
         }
         Ok(())
     }

@@ -20,15 +20,20 @@ const MODES: [ReplyMode; 3] =
 /// How often a connection is lost.
 const LOSSES: u64 = 3;
 
+/// One that no behaviour here waits for.
+const HEARTBEAT: Duration = Duration::from_secs(30);
+
 pub(super) fn behaviours() -> Vec<Behaviour> {
     const NEEDS: &[Need] = &[Need::Topology];
     const LOSS: &[Need] = &[Need::Topology, Need::Fault(Fault::ConnectionLoss)];
     const DIRECT: &[Need] = &[Need::Topology, Need::DirectReplies];
+    const NETWORK: &[Need] = &[Need::Topology, Need::Fault(Fault::Network)];
     vec![
         Behaviour::new(answers_come_from_anybody, NEEDS),
         Behaviour::new(what_a_broker_has_not_is_refused, NEEDS),
         Behaviour::new(answers_wait_for_their_reader_within_the_prefetch, NEEDS),
         Behaviour::new(after_losses_answers_come_to_the_address_of_the_moment, LOSS),
+        Behaviour::new(an_address_is_told_when_answers_find_their_way, NETWORK),
         Behaviour::new(a_requester_that_is_gone_is_known_to_be, NEEDS),
         Behaviour::new(a_requester_that_holds_answers_closes_when_they_are_settled, NEEDS),
         Behaviour::new(a_direct_answer_comes_once_however_it_is_settled, DIRECT),
@@ -149,6 +154,21 @@ async fn after_losses_answers_come_to_the_address_of_the_moment(scene: Scene) {
             assert_eq!(text(&delivery), format!("{loss}"), "{mode:?}");
             delivery.ack();
         }
+    }
+}
+
+async fn an_address_is_told_when_answers_find_their_way(scene: Scene) {
+    let responder = responder(&scene).await;
+    // The broker hears late of what the requester says, and the responder is nearer to it.
+    let (proxy, requester) = scene.connect_through_proxy(HEARTBEAT).await;
+    proxy.delay(Duration::from_millis(100));
+    for mode in modes(&scene) {
+        let mut replies = replies(&scene, &requester.transport, mode).await;
+        let to = address(&scene, &replies).await;
+        responder.publish(answer(&to, "at once")).await.expect("an answer is taken");
+        let delivery = next(&scene, &mut replies).await;
+        assert_eq!(text(&delivery), "at once", "{mode:?}");
+        delivery.ack();
     }
 }
 
