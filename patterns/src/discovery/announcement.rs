@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     codec::Codec,
+    consuming::{Outline, Settings},
     listening::{Listening, check_part},
     naming::Naming,
     telling::Telling,
@@ -107,18 +108,7 @@ impl Announcement {
         self.check()?;
         let id = transport.env().new_id().to_string();
         let queue = self.naming.discovery_queue("instance", &id);
-        let first = Announce {
-            instance: Instance {
-                service: self.service,
-                id,
-                version: self.version,
-                methods: self.methods,
-                metadata: self.metadata,
-                health: self.health,
-            },
-            sequence: 0,
-            lease: self.lease,
-        };
+        let first = self.first(id);
         // The number of an announcement grows, and so does its reason.
         first.message(self.codec).map_err(too_large)?;
         let topology = wire::announcer_topology(&self.naming, &first.instance.service, &queue);
@@ -142,6 +132,34 @@ impl Announcement {
         announcing.begin().await?;
         let task = tokio::spawn(announcing.run());
         Ok(Announcer { instance, codec: self.codec, health, stop: guard, task })
+    }
+
+    /// The service that is announced.
+    pub(crate) fn service_name(&self) -> &str {
+        &self.service
+    }
+
+    /// What it will declare. It refuses what [`start`](Self::start) does before that.
+    pub(crate) fn outline(&self) -> Result<Outline> {
+        self.check()?;
+        let first = self.first(Outline::ID.to_owned());
+        first.message(self.codec).map_err(too_large)?;
+        let queue = self.naming.discovery_queue("instance", Outline::ID);
+        let topology = wire::announcer_topology(&self.naming, &self.service, &queue);
+        Ok(Outline::new(topology, Vec::new(), Settings::default()))
+    }
+
+    /// What is said before anything, by the instance `id`.
+    fn first(&self, id: String) -> Announce {
+        let instance = Instance {
+            service: self.service.clone(),
+            id,
+            version: self.version.clone(),
+            methods: self.methods.clone(),
+            metadata: self.metadata.clone(),
+            health: self.health.clone(),
+        };
+        Announce { instance, sequence: 0, lease: self.lease }
     }
 
     fn check(&self) -> Result<()> {
@@ -181,6 +199,11 @@ impl Announcer {
     #[must_use]
     pub fn id(&self) -> &str {
         &self.instance.id
+    }
+
+    /// How the instance says that it fares.
+    pub(crate) fn health(&self) -> InstanceHealth {
+        self.health.borrow().clone()
     }
 
     /// Says how the instance fares from now on. It is told at once, and with each heartbeat.

@@ -11,9 +11,6 @@ pub(super) type Named = (String, Outline);
 
 /// Why the parts cannot run together, for people.
 pub(super) fn objection(parts: &[Named], consumer_timeout: Duration) -> Option<String> {
-    if parts.is_empty() {
-        return Some("a service without parts does nothing; add one".to_owned());
-    }
     two_of_one(parts)
         .or_else(|| two_forms(parts))
         .or_else(|| parts.iter().find_map(|part| too_slow(part, consumer_timeout)))

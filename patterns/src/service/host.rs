@@ -14,6 +14,7 @@ use super::{
     running::{Hosted, RunningService, stop_all},
 };
 use crate::{
+    discovery::Announcement,
     pubsub::{EventBus, Subscription},
     routing::{Aggregator, Router, Splitter},
     rpc::RpcServer,
@@ -30,6 +31,7 @@ pub struct Service {
     name: String,
     transport: Arc<dyn Transport>,
     parts: Vec<Box<dyn Part>>,
+    announcements: Vec<Announcement>,
     stop_deadline: Duration,
     stalled_after: Duration,
     consumer_timeout: Duration,
@@ -44,6 +46,7 @@ impl Service {
             name: name.into(),
             transport: Arc::clone(transport),
             parts: Vec::new(),
+            announcements: Vec::new(),
             stop_deadline: Duration::from_secs(30),
             stalled_after: Duration::from_secs(60),
             consumer_timeout: CONSUMER_TIMEOUT,
@@ -85,6 +88,16 @@ impl Service {
     /// Adds a receiver of streams, called `streams` and its queue of offers.
     pub fn receiver(self, receiver: StreamReceiver) -> Self {
         self.add(receiver)
+    }
+
+    /// Announces it to the registries of discovery, called `announcement` and the service that is
+    /// announced. It joins once all parts have started, and leaves as the drain begins. It is
+    /// unhealthy there while a part has ended or is stalled, degraded while a router waits for
+    /// its first rules, and else as the announcement says; a change is told within a second.
+    /// One service may be announced under several names.
+    pub fn announce(mut self, announcement: Announcement) -> Self {
+        self.announcements.push(announcement);
+        self
     }
 
     fn add(mut self, part: impl Part + 'static) -> Self {
@@ -150,6 +163,15 @@ impl Service {
                 .map_err(|error| failed(&self.name, &name, error))?;
             parts.push((name, outline));
         }
+        if parts.is_empty() {
+            return refuse("a service without parts does nothing; add one".to_owned());
+        }
+        for announcement in &self.announcements {
+            let name = announcement_name(announcement);
+            let outline = announcement.outline();
+            let outline = outline.map_err(|error| failed(&self.name, &name, error))?;
+            parts.push((name, outline));
+        }
         if let Some(why) = check::objection(&parts, self.consumer_timeout) {
             return refuse(why);
         }
@@ -188,7 +210,7 @@ impl Service {
             Some(address) => Some(admin::Listener::bind(address).await?),
             None => None,
         };
-        let Self { name, transport, parts, stop_deadline, stalled_after, .. } = self;
+        let Self { name, transport, parts, announcements, stop_deadline, stalled_after, .. } = self;
         let mut hosted = Vec::with_capacity(parts.len());
         for (part, plan) in parts.into_iter().zip(plan.parts) {
             match part.start(Arc::clone(&transport)).await {
@@ -201,7 +223,17 @@ impl Service {
         }
         let monitor = ServiceMonitor::new(&name, &transport, &hosted);
         let watching = tokio::spawn(health::watch(monitor.clone(), stalled_after));
-        let running = RunningService::new(hosted, stop_deadline, monitor, watching);
+        let mut running = RunningService::new(hosted, stop_deadline, monitor, watching);
+        for announcement in announcements {
+            let part = announcement_name(&announcement);
+            match announcement.start(&transport).await {
+                Ok(announcer) => running.announced(announcer),
+                Err(error) => {
+                    running.stop().await;
+                    return Err(failed(&name, &part, error));
+                }
+            }
+        }
         #[cfg(feature = "admin")]
         let running = match listener {
             Some(listener) => running.with_admin(listener),
@@ -209,6 +241,10 @@ impl Service {
         };
         Ok(running)
     }
+}
+
+fn announcement_name(announcement: &Announcement) -> String {
+    format!("announcement {}", announcement.service_name())
 }
 
 fn failed(service: &str, part: &str, error: Error) -> Error {

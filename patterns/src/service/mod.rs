@@ -8,6 +8,9 @@
 //! stop taking messages first, and then drain within one deadline; the report says of each part
 //! what it could not finish.
 //!
+//! It can [announce](Service::announce) itself to the registries of discovery, where it fares as its
+//! parts do.
+//!
 //! With the feature `admin` it answers `/health`, `/ready` and `/metrics` over HTTP.
 //!
 //! # Example: two parts, their plan, and a stop
@@ -47,6 +50,7 @@
 
 #[cfg(feature = "admin")]
 mod admin;
+mod announced;
 mod check;
 mod health;
 mod host;

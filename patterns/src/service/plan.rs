@@ -22,7 +22,7 @@ pub struct ServicePlan {
     pub service: String,
     /// How long all parts together may take to drain.
     pub stop_deadline: Duration,
-    /// The parts, in the order in which they start.
+    /// The parts, in the order in which they start; announcements come last.
     pub parts: Vec<PartPlan>,
 }
 
@@ -32,7 +32,8 @@ pub struct ServicePlan {
 pub struct PartPlan {
     /// The name of the part.
     pub part: String,
-    /// The queues that its messages come from.
+    /// The queues that its messages come from. An announcement handles none; what it hears are
+    /// questions of registries.
     pub queues: Vec<String>,
     /// How many messages of each queue it handles at once.
     pub concurrency: usize,
@@ -104,11 +105,13 @@ impl fmt::Display for PartPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.part)?;
         let mut row = |label: &str, text: String| writeln!(f, "  {label:<12} {text}");
-        row("takes from", self.queues.join(", "))?;
-        row("concurrency", format!("{}, prefetch {}", self.concurrency, self.prefetch))?;
-        let limit = self.handler_timeout.map_or("none".to_owned(), |limit| format!("{limit:?}"));
-        row("time limit", limit)?;
-        row("retries", self.retry.as_ref().map_or("none".to_owned(), retries))?;
+        if !self.queues.is_empty() {
+            row("takes from", self.queues.join(", "))?;
+            row("concurrency", format!("{}, prefetch {}", self.concurrency, self.prefetch))?;
+            let limit = self.handler_timeout.map_or("none".to_owned(), |it| format!("{it:?}"));
+            row("time limit", limit)?;
+            row("retries", self.retry.as_ref().map_or("none".to_owned(), retries))?;
+        }
         if !self.held.is_zero() {
             row("holds", format!("a message up to {:?} beside its handler", self.held))?;
         }

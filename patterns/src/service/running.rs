@@ -8,12 +8,13 @@ use tokio_util::sync::CancellationToken;
 #[cfg(feature = "admin")]
 use super::admin::{Endpoint, Listener};
 use super::{
+    announced::{Announced, leave_all},
     health::{Life, ServiceMonitor},
     part::Started,
     plan::PartPlan,
     signals::Signals,
 };
-use crate::consuming::StopReport;
+use crate::{consuming::StopReport, discovery::Announcer};
 
 /// A part at work.
 pub(super) struct Hosted {
@@ -27,6 +28,7 @@ pub(super) struct Hosted {
 #[must_use = "dropping it stops the service at once"]
 pub struct RunningService {
     parts: Vec<Hosted>,
+    announced: Vec<Announced>,
     stop_deadline: Duration,
     monitor: ServiceMonitor,
     life: Life,
@@ -87,6 +89,7 @@ impl RunningService {
     ) -> Self {
         Self {
             parts,
+            announced: Vec::new(),
             stop_deadline,
             life: monitor.life(),
             monitor,
@@ -94,6 +97,11 @@ impl RunningService {
             #[cfg(feature = "admin")]
             admin: None,
         }
+    }
+
+    /// Keeps an announcement true from now on.
+    pub(super) fn announced(&mut self, announcer: Announcer) {
+        self.announced.push(Announced::new(announcer, self.monitor()));
     }
 
     #[cfg(feature = "admin")]
@@ -179,7 +187,7 @@ impl RunningService {
         }
     }
 
-    /// All parts stop taking messages; then those in hand are finished until the deadline of
+    /// It leaves the registries and all parts stop taking messages; then those in hand are finished until the deadline of
     /// [`Service::stop_deadline`](super::Service::stop_deadline) has passed, and the rest goes back
     /// to the queues.
     ///
@@ -190,10 +198,14 @@ impl RunningService {
 
     /// As [`stop`](Self::stop); when `hurry` is cancelled, it is as if the deadline had come.
     async fn stop_or(self, hurry: &CancellationToken) -> ServiceReport {
-        let Self { parts, stop_deadline, life, watching, .. } = self;
+        let Self { parts, announced, stop_deadline, life, watching, .. } = self;
         drop(watching);
         life.drains();
-        let report = ServiceReport { parts: stop_all(parts, stop_deadline, hurry).await };
+        let (parts, ()) = tokio::join!(
+            stop_all(parts, stop_deadline, hurry),
+            leave_all(announced, stop_deadline, hurry),
+        );
+        let report = ServiceReport { parts };
         for part in report.unfinished() {
             let StopReport { released, still_running, .. } = part.report;
             tracing::warn!(part = part.part, released, still_running, "not all was finished");

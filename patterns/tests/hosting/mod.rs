@@ -1,5 +1,6 @@
 //! What the host of a service does, one function each; the target says on which brokers.
 
+pub(crate) mod announcements;
 pub(crate) mod plans;
 pub(crate) mod recording;
 pub(crate) mod stalls;
@@ -18,6 +19,10 @@ macro_rules! functions {
 }
 
 pub(crate) const EVERYWHERE: &[Named<World>] = functions! {
+    announcements:
+        a_service_is_in_the_registry_from_its_start_to_its_stop,
+        a_service_is_announced_as_its_parts_fare,
+        an_announcement_that_cannot_be_is_refused;
     plans:
         a_plan_is_what_is_declared;
     starts:

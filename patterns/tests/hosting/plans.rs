@@ -67,7 +67,8 @@ pub(crate) async fn a_plan_is_what_is_declared(world: &World) {
         .router(rules.controlled("rules"))
         .splitter(splitter)
         .aggregator(parts)
-        .receiver(receiver.on(|_, _| async { Ok(()) }));
+        .receiver(receiver.on(|_, _| async { Ok(()) }))
+        .announce(world.announcement());
     let plan = planned.plan().unwrap();
     let before = transport.plan(&plan.parts[0].topology).await.unwrap();
     assert!(!before.is_settled(), "a plan declares nothing");

@@ -9,6 +9,7 @@ use postrider_core::{
 };
 use postrider_patterns::{
     Event, EventBus, Naming, RpcServer, Service, Subscription, Task, WorkQueue, Worker,
+    discovery::{Announcement, Registry, Version},
     routing::Intake,
 };
 use postrider_testkit::harness::TestBroker;
@@ -83,6 +84,7 @@ impl suite::World for World {
             let exchanges = [
                 naming.event_exchange(),
                 naming.dead_letter_exchange(),
+                naming.discovery_exchange(),
                 naming.rpc_exchange("mail"),
                 naming.rpc_exchange("rules"),
                 naming.task_exchange(Email::QUEUE),
@@ -129,6 +131,19 @@ impl World {
         RpcServer::new("mail")
             .naming(self.naming.clone())
             .method_named("ping", |(): (), _| async { Ok("pong") })
+    }
+
+    pub(crate) fn announcement(&self) -> Announcement {
+        Announcement::new("mail", Version::new(1, 2, 0)).naming(self.naming.clone())
+    }
+
+    /// What is there to be picked, of the service that is announced.
+    pub(crate) async fn registry(&self) -> Registry {
+        let transport = self.transport().await;
+        let registry = Registry::builder(&transport).naming(self.naming.clone()).start();
+        let registry = registry.await.unwrap();
+        registry.current().await.unwrap();
+        registry
     }
 
     pub(crate) async fn submit(&self, transport: &Arc<dyn Transport>, tasks: u32) {
