@@ -2,6 +2,8 @@
 
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
+use chrono::{DateTime, Utc};
+
 use crate::{Address, Envelope, Message};
 
 /// A longer delay is cut to this: 2^32 - 1 milliseconds, what brokers take.
@@ -54,6 +56,11 @@ pub struct DeliveryInfo {
     /// How many earlier deliveries count as failures toward the queue's delivery limit. A dead letter
     /// may bring those it had (RabbitMQ since 4.3, the in-memory broker).
     pub failures: u32,
+    /// When it was settled as failed for the first time, as far as that is noted: brokers count
+    /// failures and do not date them. The in-memory broker notes it, and so do quorum queues over
+    /// AMQP 1.0, where it comes with the retry. Over AMQP 0.9.1 it is noted with the first retry that
+    /// has a delay, which is a copy. A crash is noted nowhere.
+    pub first_failed: Option<DateTime<Utc>>,
     /// Whether it was delivered before, to anyone.
     pub redelivered: bool,
     /// Its place in the stream that it was read from; `None` for other queues.
@@ -64,7 +71,14 @@ impl DeliveryInfo {
     /// The first delivery of a message from `queue`.
     #[must_use]
     pub const fn first(queue: Arc<str>) -> Self {
-        Self { queue, attempt: 1, failures: 0, redelivered: false, offset: None }
+        Self {
+            queue,
+            attempt: 1,
+            failures: 0,
+            first_failed: None,
+            redelivered: false,
+            offset: None,
+        }
     }
 }
 

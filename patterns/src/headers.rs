@@ -18,6 +18,8 @@ pub const ORIGIN_QUEUE: &str = "postrider-origin-queue";
 pub const ORIGIN_EXCHANGE: &str = "postrider-origin-exchange";
 /// The routing key that a dead letter was first published with.
 pub const ORIGIN_KEY: &str = "postrider-origin-key";
+/// When a dead letter failed for the first time that is known, RFC 3339 text.
+pub const FIRST_FAILED_AT: &str = "postrider-first-failed-at";
 /// When a message was dead-lettered, RFC 3339 text.
 pub const DEAD_LETTERED_AT: &str = "postrider-dead-lettered-at";
 /// The key that a dead letter of an ordered subscription parks.

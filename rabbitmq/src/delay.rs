@@ -35,6 +35,10 @@ const FAILURES_HEADER: &str = "postrider-failures";
 /// it ever after, over either protocol, so that whoever reads one takes it off.
 pub const DELIVERY_TIME: &str = "x-opt-delivery-time";
 
+/// The annotation, or over AMQP 0.9.1 the header, with the time of the first failure in milliseconds
+/// of the epoch. A message keeps it, so that whoever reads one takes it off.
+pub const FIRST_FAILED: &str = "x-opt-postrider-first-failed";
+
 /// The longest delay of a retry; longer ones are cut to it.
 pub const LONGEST: Duration = Duration::from_secs(47 * 24 * 60 * 60);
 
@@ -114,6 +118,8 @@ pub fn retried(
     let Some(spec) = dead else {
         message.headers.set(ATTEMPTS_HEADER, info.attempt);
         message.headers.set(FAILURES_HEADER, failures);
+        let first_failed = info.first_failed.unwrap_or(now);
+        message.headers.set(FIRST_FAILED, first_failed.timestamp_millis());
         let again = Envelope::new(Address::queue(info.queue.to_string()), message);
         let again = again.after(after.min(LONGEST));
         return Retried::Again(again);
@@ -130,6 +136,13 @@ pub fn take_count(headers: &mut Headers, name: &str) -> Option<u32> {
     let number = headers.get(name)?.as_int()?;
     headers.remove(name);
     Some(u32::try_from(number).unwrap_or(if number < 0 { 0 } else { u32::MAX }))
+}
+
+/// Takes the time of the first failure off a message. Of one that comes for the first time it is not
+/// this framework's word.
+pub fn take_first_failed(headers: &mut Headers, redelivered: bool) -> Option<DateTime<Utc>> {
+    let millis = headers.remove(FIRST_FAILED)?.as_int()?;
+    DateTime::from_timestamp_millis(millis).filter(|_| redelivered)
 }
 
 /// Takes the counts of earlier deliveries off a message that has waited on a rung. Of any other they
@@ -244,6 +257,16 @@ mod tests {
         assert_eq!(take_counts(&mut headers), Counts::default());
         add_death(&mut headers, "postrider.delay.1000.x", &address, DateTime::UNIX_EPOCH);
         assert_eq!(take_counts(&mut headers), Counts { attempts: 0, failures: 1_000 });
+    }
+
+    #[test]
+    fn a_first_failure_is_that_of_what_comes_again() {
+        let noted: Headers = [(FIRST_FAILED, HeaderValue::Int(1_000))].into_iter().collect();
+        for (redelivered, time) in [(false, None), (true, DateTime::from_timestamp(1, 0))] {
+            let mut headers = noted.clone();
+            assert_eq!(take_first_failed(&mut headers, redelivered), time);
+            assert!(headers.is_empty());
+        }
     }
 
     #[test]

@@ -63,5 +63,6 @@ pub(crate) fn read(
     info.attempt = here.saturating_add(earlier.attempts).saturating_add(1);
     info.redelivered = info.attempt > 1;
     info.offset = offset;
+    info.first_failed = delay::take_first_failed(headers, info.redelivered);
     Delivered { envelope: Arc::new(Envelope::new(address, message)), info }
 }

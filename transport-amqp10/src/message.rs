@@ -291,13 +291,14 @@ pub(crate) fn read(
         redelivered && !(delay::has_waited(&headers) && returned == 0 && failures == 0);
     let earlier = delay::take_counts(&mut headers);
     delay::hide_deaths(&mut headers);
-    message.headers = headers;
     let here = returned.max(failures).max(u32::from(redelivered));
     let mut info = DeliveryInfo::first(queue.clone());
     info.failures = failures.saturating_add(earlier.failures);
     info.attempt = here.saturating_add(earlier.attempts).saturating_add(1);
     info.redelivered = info.attempt > 1;
     info.offset = offset.and_then(|offset| u64::try_from(offset).ok());
+    info.first_failed = delay::take_first_failed(&mut headers, info.redelivered);
+    message.headers = headers;
     Delivered { envelope: Arc::new(Envelope::new(address, message)), info }
 }
 

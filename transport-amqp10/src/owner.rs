@@ -2,6 +2,7 @@
 
 use std::{future::pending, mem, pin::pin, sync::Arc, time::Duration};
 
+use chrono::{DateTime, Utc};
 use fe2o3_amqp::{
     Delivery, Receiver,
     link::{RecvError, delivery::DeliveryInfo as Receipt, receiver::TerminalDeliveryState},
@@ -13,7 +14,7 @@ use fe2o3_amqp_types::{
 };
 use futures_util::FutureExt;
 use postrider_core::{DeliveryInfo, Error, ErrorKind, Result, Settlement};
-use postrider_rabbitmq::delay::DELIVERY_TIME;
+use postrider_rabbitmq::delay::{DELIVERY_TIME, FIRST_FAILED};
 use tokio::{
     task::JoinSet,
     time::{Instant, timeout, timeout_at},
@@ -338,7 +339,7 @@ impl Owner {
         }
         let after = if after.is_zero() { self.own_delay(&delivered) } else { after };
         if after.is_zero() || self.link.delays {
-            return self.fail(tag, after).await;
+            return self.fail(tag, after, delivered.info.first_failed).await;
         }
         let link = self.stay.link().clone();
         self.retries.spawn(async move { (tag, ladder::retry(&link, &delivered, after).await) });
@@ -357,14 +358,27 @@ impl Owner {
     }
 
     /// Back to the queue as a failure, to come again after a while.
-    async fn fail(&self, tag: u64, after: Duration) -> Result<()> {
-        let message_annotations = (!after.is_zero()).then(|| {
-            let due = self.stay.link().env().timestamp() + after;
-            let due = Value::Timestamp(Timestamp::from(due.timestamp_millis()));
-            [(Symbol::from(DELIVERY_TIME), due)].into_iter().collect::<OrderedMap<_, _>>()
-        });
-        let failed =
-            Modified { delivery_failed: Some(true), undeliverable_here: None, message_annotations };
+    async fn fail(
+        &self,
+        tag: u64,
+        after: Duration,
+        first_failed: Option<DateTime<Utc>>,
+    ) -> Result<()> {
+        let now = self.stay.link().env().timestamp();
+        let mut notes = OrderedMap::new();
+        if !after.is_zero() {
+            let due = Timestamp::from((now + after).timestamp_millis());
+            notes.insert(Symbol::from(DELIVERY_TIME), Value::Timestamp(due));
+        }
+        if first_failed.is_none() && self.connection.dialect().foreign().is_none() {
+            // A quorum queue keeps what it was told before.
+            notes.insert(Symbol::from(FIRST_FAILED), Value::Long(now.timestamp_millis()));
+        }
+        let failed = Modified {
+            delivery_failed: Some(true),
+            undeliverable_here: None,
+            message_annotations: (!notes.is_empty()).then_some(notes),
+        };
         self.settle(tag, failed).await
     }
 
@@ -378,7 +392,7 @@ impl Owner {
             }
             Err(error) => {
                 tracing::warn!(%error, queue = %self.stay.queue(), "a retry could not be delayed");
-                self.fail(tag, Duration::ZERO).await
+                self.fail(tag, Duration::ZERO, None).await
             }
         }
     }

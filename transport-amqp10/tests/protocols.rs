@@ -361,6 +361,7 @@ async fn retries_are_counted_whoever_retries() {
         let delays = [Duration::ZERO, Duration::from_millis(300)];
         let sides = [&crossing.consuming, &crossing.publishing];
         let turns = delays.into_iter().flat_map(|delay| sides.map(|side| (delay, side)));
+        let mut first_failed = None;
         for (failures, (delay, side)) in (0..).zip(turns) {
             let on = format!("{crossing}, failure {failures}");
             let mut consumer = consume(&**side, &queue).await;
@@ -369,6 +370,11 @@ async fn retries_are_counted_whoever_retries() {
             let info = delivery.info();
             assert_eq!((info.failures, info.attempt), (failures, failures + 1), "{on}");
             assert_eq!(info.redelivered, failures > 0, "{on}");
+            // Without a delay only AMQP 1.0 notes it, and each protocol has had a turn by then.
+            let dated = info.first_failed;
+            assert!(dated.is_some() || failures < 2, "{on}");
+            assert!(first_failed.is_none() || first_failed == dated, "{on}: {dated:?}");
+            first_failed = dated;
             // Else it might come to this consumer once more.
             drop(consumer);
             delivery.retry(delay);
@@ -376,6 +382,7 @@ async fn retries_are_counted_whoever_retries() {
         let delivery = take(crossing.consume(&queue).await).await;
         assert_same(delivery.message(), &sent, &crossing.name);
         assert_eq!((delivery.info().failures, delivery.info().attempt), (4, 5), "{crossing}");
+        assert_eq!(delivery.info().first_failed, first_failed, "{crossing}");
         delivery.ack();
         crossing.publishing.remove(&topology).await.expect("removed");
     })

@@ -265,6 +265,7 @@ impl Deliveries {
         let mut info = DeliveryInfo::first(stay.queue.name.clone());
         info.attempt = taken.attempt;
         info.failures = taken.failures;
+        info.first_failed = taken.first_failed;
         info.redelivered = taken.attempt > 1;
         Some(Delivery::new(taken.envelope, info, tag, stay.clone()))
     }

@@ -300,6 +300,8 @@ impl<P: Process> Turn<P> {
                     runner.counters.add(Count::Retried);
                     runner.counters.add(Count::Taken);
                     runner.process.settled(envelope, &info, Outcome::Retried);
+                    let now = || self.partition.now();
+                    info.first_failed = info.first_failed.or_else(|| Some(now()));
                     info.failures += 1;
                     info.attempt += 1;
                     let after = after.min(left);

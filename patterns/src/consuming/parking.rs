@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use chrono::{DateTime, Utc};
 use postrider_core::{Address, DeliveryInfo, Envelope, ErrorKind, HeaderValue, Message, Result};
 use tokio::{
     sync::{MappedMutexGuard, Mutex, MutexGuard},
@@ -100,6 +101,10 @@ impl Parking {
     ) -> Self {
         let letters = letters.with_window(WINDOW);
         Self { letters, keeper, policy, delivery_limit, known: Mutex::default() }
+    }
+
+    pub(super) fn now(&self) -> DateTime<Utc> {
+        self.keeper.now()
     }
 
     pub(super) const fn is_last_chance(&self, info: &DeliveryInfo) -> bool {

@@ -27,7 +27,7 @@ const OF_BROKERS: [&str; 9] = [
 ];
 
 /// What Postrider writes when it gives a message up.
-const OF_POSTRIDER: [&str; 11] = [
+const OF_POSTRIDER: [&str; 12] = [
     headers::PARKED_KEY,
     headers::PARKED_NUMBER,
     headers::ERROR_CLASS,
@@ -38,6 +38,7 @@ const OF_POSTRIDER: [&str; 11] = [
     headers::ORIGIN_QUEUE,
     headers::ORIGIN_EXCHANGE,
     headers::ORIGIN_KEY,
+    headers::FIRST_FAILED_AT,
     headers::DEAD_LETTERED_AT,
 ];
 
@@ -169,15 +170,21 @@ impl DeadMessage {
         })
     }
 
-    /// The first that is known of it: when it was published, as its publisher says (the property
-    /// `timestamp`, whole seconds over AMQP 0.9.1). When it failed first is known to nobody,
-    /// because the broker counts tries and does not date them.
+    /// When it was published, as its publisher says (the property `timestamp`, whole seconds over
+    /// AMQP 0.9.1).
     #[must_use]
     pub fn published_at(&self) -> Option<DateTime<Utc>> {
         self.message().timestamp
     }
 
-    /// The last that is known of it: when it was given up, after its last failure.
+    /// When it failed for the first time, as far as that is
+    /// [noted](postrider_core::DeliveryInfo::first_failed), if a handler gave it up.
+    #[must_use]
+    pub fn first_failed_at(&self) -> Option<DateTime<Utc>> {
+        self.message().headers.get(headers::FIRST_FAILED_AT).and_then(moment)
+    }
+
+    /// When it was given up, after its last failure.
     #[must_use]
     pub fn dead_lettered_at(&self) -> Option<DateTime<Utc>> {
         let noted = self.message().headers.get(headers::DEAD_LETTERED_AT).and_then(moment);

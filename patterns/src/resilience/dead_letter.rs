@@ -1,5 +1,6 @@
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
+use chrono::{DateTime, Utc};
 use postrider_core::{
     Address, Binding, DeadLetter, DeliveryInfo, Envelope, ErrorKind, Exchange, Publisher,
     PublisherExt, Queue, Result, Topology, Transport,
@@ -68,6 +69,10 @@ impl Keeper {
         }
     }
 
+    pub(crate) fn now(&self) -> DateTime<Utc> {
+        self.transport.env().timestamp()
+    }
+
     /// Publishes a copy with the reason beside it and waits until the broker has it. The original
     /// is settled only after that.
     ///
@@ -130,7 +135,14 @@ impl Keeper {
         note.set(headers::ORIGIN_QUEUE, info.queue.to_string());
         note.set(headers::ORIGIN_EXCHANGE, envelope.address.exchange_name().to_owned());
         note.set(headers::ORIGIN_KEY, envelope.address.routing_key().to_owned());
-        note.set(headers::DEAD_LETTERED_AT, wire_time::text(env.timestamp()));
+        let now = self.now();
+        // Without earlier failures this is the first; else who failed first may not have said when.
+        let is_first = info.failures == 0 && !info.redelivered;
+        match info.first_failed.or(is_first.then_some(now)) {
+            Some(time) => note.set(headers::FIRST_FAILED_AT, wire_time::text(time)),
+            None => drop(note.remove(headers::FIRST_FAILED_AT)),
+        }
+        note.set(headers::DEAD_LETTERED_AT, wire_time::text(now));
         Envelope::new(address, message)
     }
 }

@@ -7,11 +7,11 @@ use std::{
 
 use postrider_core::{Address, Envelope, Message, PublisherExt, PublisherOptions, Transport};
 use postrider_patterns::{
-    Context, DeadReason, ErrorClass, HandlerError, Jitter, RetryPolicy, Tries, codes,
+    Context, DeadReason, ErrorClass, HandlerError, Jitter, RetryPolicy, Tries, codes, headers,
 };
 use tokio::sync::mpsc;
 
-use super::world::{Job, World, comes_to, one, soon};
+use super::world::{Job, SOON, World, comes_to, one, soon};
 
 async fn publish(world: &World, transport: &Arc<dyn Transport>, message: Message) {
     let publisher = transport.publisher(PublisherOptions::default()).await.unwrap();
@@ -195,6 +195,10 @@ pub(crate) async fn tries_go_on_counting_in_another_worker(world: World) {
     }
     let dead = one(&world.letters(&transport)).await;
     assert_eq!(dead.attempts(), Some(4));
+    let first = dead.first_failed_at().expect("it was retried with a delay");
+    let took = (dead.dead_lettered_at().unwrap() - first).to_std().unwrap();
+    assert!(took >= 3 * delay && took < SOON, "three delays were between, not {took:?}");
+    assert!(dead.original().headers.get(headers::FIRST_FAILED_AT).is_none());
 }
 
 pub(crate) async fn unknown_types_neither_jam_the_queue_nor_vanish(world: World) {

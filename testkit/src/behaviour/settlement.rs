@@ -21,6 +21,7 @@ pub(super) fn behaviours() -> Vec<Behaviour> {
             &[Need::Topology, Need::ExactAttempts],
         ),
         Behaviour::new(delayed_retry_is_hidden_and_counted, &[Need::Topology, Need::DelayedRetry]),
+        Behaviour::new(first_failure_is_dated, &[Need::Topology, Need::DelayedRetry]),
         Behaviour::new(longest_retry_stays_hidden, &[Need::Topology, Need::DelayedRetry]),
         Behaviour::new(headers_of_brokers_are_nobodys_word, &[Need::Topology]),
         Behaviour::new(reject_without_dead_letter_drops, &[Need::Topology]),
@@ -172,6 +173,30 @@ async fn delayed_retry_is_hidden_and_counted(scene: Scene) {
     again.ack();
     scene.settles_at(&queue, 0).await;
     reader.is_silent().await;
+}
+
+async fn first_failure_is_dated(scene: Scene) {
+    let after = Duration::from_millis(100);
+    for queue in both_kinds(&scene).await {
+        scene.publish(&queue, ["x"]).await;
+        let mut reader = scene.read(&queue, 1).await;
+        let began = scene.env().timestamp();
+        let mut delivery = reader.next().await;
+        assert_eq!(delivery.info().first_failed, None, "{queue}");
+        let mut dates = Vec::new();
+        for _failure in 0..3 {
+            delivery.retry(after);
+            delivery = reader.next().await;
+            assert!(delivery.message().headers.is_empty(), "the note of it is no header");
+            dates.push((delivery.info().first_failed, scene.env().timestamp()));
+        }
+        let (first, came) = dates[0];
+        let first = first.unwrap_or_else(|| panic!("{queue}: a failure without a date"));
+        let began = began - Duration::from_millis(1);
+        assert!(began <= first && first <= came, "{queue}: {first} is not from {began} to {came}");
+        assert!(dates.iter().all(|(date, _)| *date == Some(first)), "{queue}: {dates:?}");
+        delivery.ack();
+    }
 }
 
 async fn reject_without_dead_letter_drops(scene: Scene) {

@@ -2,6 +2,7 @@
 
 use std::{collections::VecDeque, sync::Arc, task::Waker};
 
+use chrono::{DateTime, Utc};
 use postrider_core::Envelope;
 
 use super::{lane::Entry, ledger::Ledger};
@@ -12,6 +13,7 @@ pub(crate) struct Taken {
     pub(crate) envelope: Arc<Envelope>,
     pub(crate) attempt: u32,
     pub(crate) failures: u32,
+    pub(crate) first_failed: Option<DateTime<Utc>>,
 }
 
 /// One consumer: its credit, and what it has unsettled.
@@ -103,6 +105,7 @@ impl Attached {
             envelope: entry.envelope.clone(),
             attempt: entry.attempts,
             failures: entry.failures,
+            first_failed: entry.first_failed,
         }));
         self.next_taken += into.len() as u64;
         if into.is_empty() && !self.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {

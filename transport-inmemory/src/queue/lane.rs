@@ -5,6 +5,7 @@ use std::{
     sync::Arc,
 };
 
+use chrono::{DateTime, Utc};
 use postrider_core::{Envelope, QueueKind};
 use tokio::time::Instant;
 
@@ -24,6 +25,8 @@ pub(crate) struct Entry {
     pub(crate) attempts: u32,
     /// How many of the deliveries count as failures.
     pub(crate) failures: u32,
+    /// When the first of them was settled.
+    pub(crate) first_failed: Option<DateTime<Utc>>,
     pub(crate) deaths: Option<Box<Deaths>>,
 }
 

@@ -118,6 +118,7 @@ impl State {
             expires: None,
             attempts: 0,
             failures: deaths.as_ref().map_or(0, |deaths| deaths.failures),
+            first_failed: None,
             deaths,
             envelope,
         };
@@ -353,7 +354,11 @@ impl State {
                 self.forget(&entry);
                 self.spent.add(entry.envelope);
             }
-            Settlement::Retry { after } => self.fail(entry, after, env, effects),
+            Settlement::Retry { after } => {
+                let mut entry = entry;
+                entry.first_failed.get_or_insert_with(|| env.timestamp());
+                self.fail(entry, after, env, effects);
+            }
             Settlement::Reject { reason } => {
                 self.forget(&entry);
                 effects.dead.push(Dead { entry, reason: Reason::Rejected, text: Some(reason) });
