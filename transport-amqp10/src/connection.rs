@@ -23,8 +23,8 @@ use crate::{
     dial::Dial,
     dialect::Dialect,
     error::{late, lost},
-    frames::{Echo, Observed},
     management::Management,
+    observed::{Echo, Observed},
     own_queues::OwnQueues,
     sessions::{Seat, Sessions},
 };

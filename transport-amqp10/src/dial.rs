@@ -12,7 +12,7 @@ use tokio::{
 use crate::{
     encryption::Encryption,
     error::{late, of_io, of_open},
-    frames::Observed,
+    observed::Observed,
     profile::Profile,
     sasl,
     uri::Uri,

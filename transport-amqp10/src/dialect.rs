@@ -7,7 +7,7 @@ use postrider_rabbitmq::Version;
 
 use crate::{
     address,
-    frames::Observed,
+    observed::Observed,
     profile::{Broker, Profile},
     replies,
 };

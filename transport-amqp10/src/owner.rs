@@ -25,8 +25,9 @@ use crate::{
     connection::Connection,
     consumer::{Subscriber, Taken},
     error::{late, lost, of_receive},
-    frames::{ASKING, Echo},
+    frames::ASKING,
     ladder, message,
+    observed::Echo,
     sessions::Seat,
     stay::{Kept, Stay},
 };

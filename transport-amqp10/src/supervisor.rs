@@ -6,7 +6,7 @@ use futures_util::future;
 use postrider_core::{Env, Error, ErrorKind, Result, TransportEvent};
 use tokio::time::sleep;
 
-use crate::{admin, connection::Connection, dial::Dial, link::Link};
+use crate::{connection::Connection, dial::Dial, link::Link, restoring};
 
 /// The first pause between attempts to reconnect.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -135,7 +135,7 @@ async fn restore(link: &Arc<Link>, dial: &Dial, lost: &Connection) -> Result<Arc
     let restoring = async {
         for attempt in 1..=ATTEMPTS {
             let last = attempt == ATTEMPTS;
-            let bound = admin::restore(link, &connection, last).await?;
+            let bound = restoring::restore(link, &connection, last).await?;
             let subscribers = link.subscribers().alive();
             future::join_all(
                 subscribers.iter().map(|subscriber| subscriber.resume(&connection, last)),
@@ -143,7 +143,7 @@ async fn restore(link: &Arc<Link>, dial: &Dial, lost: &Connection) -> Result<Arc
             .await
             .into_iter()
             .collect::<Result<Vec<()>>>()?;
-            if bound && admin::is_whole(link, &connection).await? {
+            if bound && restoring::is_whole(link, &connection).await? {
                 break;
             }
             sleep(FIRST_PAUSE).await;

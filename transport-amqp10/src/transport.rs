@@ -13,7 +13,7 @@ use postrider_rabbitmq::check_connection_name;
 use tokio::runtime::Handle;
 
 use crate::{
-    admin::{self, Admin},
+    admin::Admin,
     connection::Connection,
     consumer::{Deliveries, Subscriber},
     dial::Dial,
@@ -23,7 +23,7 @@ use crate::{
     provisioned,
     publisher::Amqp10Publisher,
     replies::Dynamic,
-    supervisor, uri,
+    restoring, supervisor, uri,
 };
 
 /// A connection to RabbitMQ over AMQP 1.0, which restores itself when it is lost.
@@ -146,7 +146,7 @@ impl Transport for Amqp10 {
             record.add(topology);
             record.wants_pruning()
         };
-        if prune && let Err(error) = admin::prune(self.link(), &connection, deadline).await {
+        if prune && let Err(error) = restoring::prune(self.link(), &connection, deadline).await {
             // It is declared all the same, and the next declaration prunes.
             tracing::debug!(%error, "what is gone was not looked for");
         }

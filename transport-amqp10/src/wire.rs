@@ -24,7 +24,10 @@ use tokio::{
 };
 use tokio_util::io::poll_read_buf;
 
-use crate::frames::{Direction, Frames, Observed};
+use crate::{
+    frames::{Direction, Frames},
+    observed::Observed,
+};
 
 /// How much may wait to be written before the client library is held back, in bytes.
 const UNWRITTEN: usize = 256 * 1024;
