@@ -115,6 +115,45 @@ async fn what_drains_is_healthy_and_not_ready_and_then_answers_no_more() {
 }
 
 #[tokio::test]
+async fn a_service_that_is_dropped_answers_no_more() {
+    let (transport, open) = (connect(), Arc::new(Semaphore::new(0)));
+    let (running, _begins) = start(&transport, &open).await;
+    let address = running.admin_address().unwrap();
+    let mut silent = TcpStream::connect(address).await.unwrap();
+    assert_eq!(ask(address, "/health").await.unwrap().0, 200);
+    drop(running);
+    let closed = timeout(SOON, silent.read_u8()).await.expect("in time");
+    closed.expect_err("nobody listens to it any more");
+    let gone = async {
+        while TcpStream::connect(address).await.is_ok() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(SOON, gone).await.expect("the port is free");
+}
+
+/// They are taken in turn: what is too much waits, and whoever says nothing is sent away.
+#[tokio::test]
+async fn silent_connections_take_the_endpoint_from_nobody_for_long() {
+    let (transport, open) = (connect(), Arc::new(Semaphore::new(0)));
+    let (running, _begins) = start(&transport, &open).await;
+    let address = running.admin_address().unwrap();
+    let mut silent = Vec::new();
+    for _ in 0..100 {
+        silent.push(TcpStream::connect(address).await.unwrap());
+    }
+    let asked = tokio::spawn(ask(address, "/health"));
+    tokio::time::pause();
+    // Time passes as fast as nothing happens: only the end of patience brings an answer.
+    let began = transport.env().now();
+    let (status, _body) = asked.await.unwrap().unwrap();
+    let waited = transport.env().now() - began;
+    assert!(status == 200 && waited > SOON, "{status} after {waited:?}");
+    tokio::time::resume();
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn a_part_that_ended_is_in_the_answer_with_its_error() {
     let (transport, open) = (connect(), Arc::new(Semaphore::new(0)));
     let (running, _begins) = start(&transport, &open).await;

@@ -2,6 +2,7 @@
 
 mod body;
 mod figures;
+mod guests;
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -13,8 +14,10 @@ use axum::{
     routing::get,
 };
 use postrider_core::{Error, ErrorKind, Result};
-use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
+use tokio::{net::TcpListener, task::JoinHandle, time::sleep};
 use tokio_util::sync::{CancellationToken, DropGuard};
+
+use guests::Guests;
 
 use super::health::ServiceMonitor;
 
@@ -44,11 +47,19 @@ impl Listener {
     pub(super) fn serve(self, monitor: ServiceMonitor) -> Endpoint {
         let Self { socket, address } = self;
         let ended = CancellationToken::new();
-        let serve = axum::serve(socket, routes(monitor))
+        let serve = axum::serve(Guests::new(socket, ended.clone()), routes(monitor))
             .with_graceful_shutdown(ended.clone().cancelled_owned());
+        let until = ended.clone();
         let task = tokio::spawn(async move {
-            if let Err(error) = serve.await {
-                tracing::error!(%error, "the endpoint answers no more");
+            let over = async {
+                until.cancelled().await;
+                sleep(GRACE).await;
+            };
+            tokio::select! {
+                served = serve => if let Err(error) = served {
+                    tracing::error!(%error, "the endpoint answers no more");
+                },
+                () = over => {}
             }
         });
         Endpoint { address, task, ended: ended.drop_guard() }
@@ -69,11 +80,9 @@ impl Endpoint {
 
     /// Takes no more questions and lets the answers on their way go out.
     pub(super) async fn end(self) {
-        let Self { mut task, ended, .. } = self;
+        let Self { task, ended, .. } = self;
         drop(ended);
-        if timeout(GRACE, &mut task).await.is_err() {
-            task.abort();
-        }
+        let _panicked = task.await;
     }
 }
 
