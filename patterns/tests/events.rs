@@ -291,6 +291,8 @@ async fn unknown_events_go_where_the_policy_says() {
             }
             _ => assert_eq!(running.stats().dead_lettered, 0),
         }
+        let ignored = u64::from(policy == UnknownEvents::Ignore);
+        assert_eq!(running.stats().ignored, ignored, "it is counted, whatever is done with it");
         running.stop(SECOND).await;
         assert_eq!(common::ready(&*transport, "billing.orders").await, 0);
     }

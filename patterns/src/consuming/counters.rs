@@ -30,6 +30,9 @@ pub struct RunStats {
     pub replayed: u64,
     /// Tasks that were not run because one of the same unique key was. Workers only.
     pub duplicates: u64,
+    /// Events that no handler takes and that were acknowledged all the same, as
+    /// [`UnknownEvents::Ignore`](crate::UnknownEvents) says. Subscriptions only.
+    pub ignored: u64,
 }
 
 impl RunStats {
@@ -45,6 +48,7 @@ impl RunStats {
             cancelled: self.cancelled + other.cancelled,
             replayed: self.replayed + other.replayed,
             duplicates: self.duplicates + other.duplicates,
+            ignored: self.ignored + other.ignored,
         }
     }
 }
@@ -100,11 +104,12 @@ pub(crate) enum Count {
     Cancelled,
     Replayed,
     Duplicates,
+    Ignored,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
-    figures: [AtomicU64; 10],
+    figures: [AtomicU64; 11],
     unfinished: Mutex<Vec<String>>,
     /// Whether messages are taken one by one for now.
     is_careful: AtomicBool,
@@ -126,6 +131,7 @@ impl Counters {
             cancelled: self.get(Count::Cancelled),
             replayed: self.get(Count::Replayed),
             duplicates: self.get(Count::Duplicates),
+            ignored: self.get(Count::Ignored),
         }
     }
 

@@ -280,6 +280,7 @@ impl Inner {
             let capabilities = self.transport.capabilities();
             settings.most_failures = subscription.retry.most_failures(capabilities);
         }
+        let counters = Arc::new(Counters::default());
         let runner = Runner {
             keeper: Keeper::new(
                 &self.transport,
@@ -288,7 +289,7 @@ impl Inner {
                 &parked_as,
             ),
             settings,
-            counters: Arc::new(Counters::default()),
+            counters: Arc::clone(&counters),
             process: Subscriber {
                 handlers: subscription.handlers,
                 unknown: subscription.unknown,
@@ -301,6 +302,7 @@ impl Inner {
                     subscription.settings.handler_timeout,
                 ),
                 env: env.clone(),
+                counters,
                 _gaps: gaps,
             },
         };

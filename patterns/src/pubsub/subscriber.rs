@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     codec::Limits,
-    consuming::{Disposition, Outcome, Process, catch_panic},
+    consuming::{Count, Counters, Disposition, Outcome, Process, catch_panic},
     handler::{Context, HandlerError, codes},
     middleware::Layers,
     resilience::Retrying,
@@ -24,6 +24,7 @@ pub(super) struct Subscriber {
     pub(super) layers: Layers,
     pub(super) retrying: Retrying,
     pub(super) env: Env,
+    pub(super) counters: Arc<Counters>,
     /// Ends the task that tells of gaps.
     pub(super) _gaps: Option<DropGuard>,
 }
@@ -72,6 +73,7 @@ impl Subscriber {
         match self.unknown {
             UnknownEvents::Ignore => {
                 tracing::debug!(event_type = event.event_type(), "no handler takes this event");
+                self.counters.add(Count::Ignored);
                 Disposition::Ack
             }
             UnknownEvents::DeadLetter => Disposition::DeadLetter(

@@ -66,7 +66,7 @@ impl Registered {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum UnknownEvents {
-    /// They are dropped.
+    /// They are dropped, and counted as [`ignored`](crate::RunStats::ignored).
     #[default]
     Ignore,
     /// They are kept in the dead-letter queue.

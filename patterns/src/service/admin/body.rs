@@ -39,6 +39,7 @@ fn part(part: &PartHealth) -> Value {
         "cancelled": stats.cancelled,
         "replayed": stats.replayed,
         "duplicates": stats.duplicates,
+        "ignored": stats.ignored,
     })
 }
 

@@ -7,7 +7,7 @@ use crate::service::{PartHealth, PartState, ServiceHealth};
 /// A figure of each part: name, kind, what it is, and how it is read.
 type Figure = (&'static str, &'static str, &'static str, fn(&PartHealth) -> u64);
 
-const FIGURES: [Figure; 11] = [
+const FIGURES: [Figure; 12] = [
     ("messages_completed_total", "counter", "Messages done with.", |part| part.stats.acked),
     ("messages_retried_total", "counter", "Failed tries that are tried again.", |part| {
         part.stats.retried
@@ -33,6 +33,12 @@ const FIGURES: [Figure; 11] = [
     ("tasks_duplicate_total", "counter", "Tasks not run for their unique key.", |part| {
         part.stats.duplicates
     }),
+    (
+        "events_ignored_total",
+        "counter",
+        "Events that no handler takes, done with all the same.",
+        |part| part.stats.ignored,
+    ),
     ("messages_in_hand", "gauge", "Messages that handlers have at work.", |part| part.in_hand),
     ("part_up", "gauge", "Whether the part consumes: 1, or 0.", |part| {
         u64::from(matches!(part.state, PartState::Consuming))
@@ -108,7 +114,7 @@ mod tests {
         assert!(text.contains("postrider_service_ready{service=\"mail\"} 0\n"));
         assert!(text.contains("# TYPE postrider_messages_completed_total counter\n"));
         let count = |what: &str| text.lines().filter(|line| line.starts_with(what)).count();
-        assert_eq!((count("# HELP "), count("# TYPE ")), (13, 13));
-        assert_eq!(count("postrider_"), 11 * 2 + 2);
+        assert_eq!((count("# HELP "), count("# TYPE ")), (14, 14));
+        assert_eq!(count("postrider_"), 12 * 2 + 2);
     }
 }
