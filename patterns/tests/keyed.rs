@@ -13,5 +13,5 @@ mod suite;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    suite::main(keys::FUNCTIONS, &[])
+    suite::main(keys::FUNCTIONS, keys::ONLY_IN_MEMORY)
 }

@@ -48,7 +48,7 @@ pub use counters::{Outcome, RunStats};
 pub(crate) use ordered::{LONGEST_BLOCK, Order};
 pub(crate) use outline::Outline;
 pub use parking::KeyFailure;
-pub(crate) use parking::{Parking, drain, parked_key};
+pub(crate) use parking::{MOST_LETTERS, Parking, drain, is_drain, parked_key};
 pub(crate) use runner::{Disposition, Process, Runner, Settings, catch_panic};
 pub(crate) use running::{Gauge, State};
 pub use running::{Running, StopReport};

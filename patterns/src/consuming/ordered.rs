@@ -9,12 +9,7 @@
 //! the broker gives everything to whoever is there, so what is in hand is forgotten then, and
 //! handlers at work are given up at their await: two must not work on one key.
 
-use std::{
-    collections::{HashMap, HashSet},
-    panic::AssertUnwindSafe,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::{
     FutureExt, StreamExt,
@@ -37,7 +32,10 @@ use super::{
     runner::{PAUSE_BEFORE_RETRY, Work},
     running::State,
 };
-use crate::handler::{HandlerError, codes};
+use crate::{
+    dead_letters::DeadMessage,
+    handler::{HandlerError, codes},
+};
 
 /// How long one event may keep its key waiting between its tries, in all. After that the tries
 /// that are left come without a pause.
@@ -63,6 +61,14 @@ enum Tried {
     GivenUp(HandlerError, DeliveryInfo),
     /// It goes back.
     Not,
+}
+
+/// Whether there may be room for another dead letter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Room {
+    Maybe,
+    /// It stops.
+    NoMore,
 }
 
 type Key = Box<dyn Fn(&Arc<Envelope>) -> Option<String> + Send>;
@@ -253,15 +259,11 @@ struct Turn<P> {
 impl<P: Process> Turn<P> {
     async fn take(&self, envelope: &Arc<Envelope>, info: DeliveryInfo) -> End {
         if let Some(key) = &self.key {
-            if envelope.message.message_type.as_deref() == Some(parking::DRAIN) {
+            if parking::is_drain(&envelope.message) {
                 return self.drain(key, &info).await;
             }
-            let parked = self.unless_stopped(self.partition.is_parked(key)).await;
-            let Some(is_parked) = parked else { return End::Released };
-            if is_parked {
-                let why = format!("an event of '{key}' before this one was given up");
-                let error = HandlerError::transient(why).with_code(codes::KEY_PARKED);
-                return self.keep(envelope, &info, &error).await;
+            if let Some(end) = self.follow(key, envelope, &info).await {
+                return end;
             }
         }
         if self.partition.is_last_chance(&info) {
@@ -274,6 +276,47 @@ impl<P: Process> Turn<P> {
             Tried::Not => End::Released,
             Tried::GivenUp(error, info) => self.keep(envelope, &info, &error).await,
         }
+    }
+
+    /// Keeps an event behind those of its key that were given up; nothing when there are none.
+    async fn follow(
+        &self,
+        key: &str,
+        envelope: &Arc<Envelope>,
+        info: &DeliveryInfo,
+    ) -> Option<End> {
+        let why = format!("an event of '{key}' before this one was given up");
+        let error = HandlerError::transient(why).with_code(codes::KEY_PARKED);
+        loop {
+            let parked = self.unless_stopped(self.partition.is_parked(key)).await;
+            let Some(is_parked) = parked else { return Some(End::Released) };
+            if !is_parked {
+                return None;
+            }
+            match self.unless_stopped(self.partition.has_room()).await {
+                None => return Some(End::Released),
+                Some(true) => return Some(self.keep(envelope, info, &error).await),
+                Some(false) => {
+                    if self.make_room(info).await == Room::NoMore {
+                        return Some(End::Released);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits a while for room, or makes some by draining the keys that are to be drained.
+    async fn make_room(&self, info: &DeliveryInfo) -> Room {
+        let Some((keys, _looking)) = self.unless_stopped(self.partition.wait_for_room()).await
+        else {
+            return Room::NoMore;
+        };
+        for key in keys {
+            if self.drain(&key, info).await == End::Released {
+                return Room::NoMore;
+            }
+        }
+        Room::Maybe
     }
 
     async fn unless_stopped<T>(&self, future: impl Future<Output = T>) -> Option<T> {
@@ -320,8 +363,16 @@ impl<P: Process> Turn<P> {
         info: &DeliveryInfo,
         error: &HandlerError,
     ) -> End {
-        if self.unless_stopped(self.partition.room()).await.is_none() {
-            return End::Released;
+        loop {
+            match self.unless_stopped(self.partition.has_room()).await {
+                None => return End::Released,
+                Some(true) => break,
+                Some(false) => {
+                    if self.make_room(info).await == Room::NoMore {
+                        return End::Released;
+                    }
+                }
+            }
         }
         match self.partition.keep(self.key.as_deref(), envelope, info, error).await {
             Ok(()) => {
@@ -341,15 +392,18 @@ impl<P: Process> Turn<P> {
     /// are taken away after that, so that nobody's hands are full of them meanwhile; a crash in
     /// between has them handled again. When none is left, the key goes on.
     async fn drain(&self, key: &str, info: &DeliveryInfo) -> End {
-        let Some(letters) = self.unless_stopped(self.partition.letters_of(key)).await else {
+        let ready = async {
+            let turn = self.partition.turn_to_drain().await;
+            (self.partition.letters_of(key).await, turn)
+        };
+        let Some(((letters, are_all), _turn)) = self.unless_stopped(ready).await else {
             return End::Released;
         };
         let runner = &self.work.runner;
-        let (all, mut handled, mut ids) = (letters.len(), Vec::new(), HashSet::new());
+        let (all, mut handled) = (letters.len(), Vec::<DeadMessage>::new());
         let mut is_stopped = false;
         for letter in letters {
-            let id = letter.message().message_id.clone();
-            if id.is_some() && !ids.insert(id) {
+            if is_copy(&letter, &handled) {
                 // It was kept, and came once more before it was settled.
                 handled.push(letter);
                 continue;
@@ -376,15 +430,30 @@ impl<P: Process> Turn<P> {
             }
             handled.push(letter);
         }
-        if self.partition.remove(&handled).await.is_err() || is_stopped {
+        let removed = self.partition.remove(key, &handled, !is_stopped).await;
+        let Ok(are_gone) = removed else { return End::Released };
+        if is_stopped {
             return End::Released;
         }
-        if handled.len() == all {
+        if !are_all || !are_gone {
+            tracing::error!(
+                queue = %info.queue, key,
+                "not all letters of the key were there: it is looked anew which of them park it"
+            );
+            self.partition.forget().await;
+        } else if handled.len() == all {
             self.partition.open(key).await;
             tracing::info!(queue = %info.queue, key, letters = all, "the key goes on");
         }
         End::Acked
     }
+}
+
+/// Whether a letter is another copy of one that was handled.
+fn is_copy(letter: &DeadMessage, handled: &[DeadMessage]) -> bool {
+    let id = &letter.message().message_id;
+    let has_id = |other: &&DeadMessage| other.message().message_id == *id;
+    id.is_some() && handled.iter().filter(has_id).any(|other| other.original() == letter.original())
 }
 
 fn is_closed(error: &Error) -> bool {

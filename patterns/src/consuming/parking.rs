@@ -6,7 +6,10 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -25,10 +28,11 @@ use crate::{
 };
 
 /// How many dead letters a partition may have before events that fail wait instead.
-const MOST_LETTERS: u64 = 1_000;
+pub(crate) const MOST_LETTERS: u64 = 1_000;
 
-/// How many are looked at: those, and what handlers at work added at once when there was still room.
-const WINDOW: u16 = 2_000;
+/// How many are looked at: those, and what else comes there: what the broker gave up, and what was
+/// kept while events that fail [skip ahead](KeyFailure::SkipAhead).
+const WINDOW: u16 = 20_000;
 
 /// How long it is waited for letters that somebody seems to have in hand. After that they are gone.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -61,6 +65,10 @@ pub(crate) struct Parking {
     /// broker's, who would dead-letter it alone.
     delivery_limit: u32,
     known: Mutex<Option<Known>>,
+    /// Held by the drain at work: there is one at a time.
+    draining: Mutex<()>,
+    /// Held by whoever looks whether there is room.
+    looking: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -82,8 +90,14 @@ pub(crate) fn drain(key: &str) -> Message {
     Message::new("").with_type(DRAIN).with_key(key.to_owned())
 }
 
-/// The key that a dead letter parks.
+/// Whether a message is one.
+pub(crate) fn is_drain(message: &Message) -> bool {
+    message.message_type.as_deref() == Some(DRAIN)
+}
+
+/// The key that a dead letter parks. What the broker gave up parks none, whatever it says of itself.
 pub(crate) fn parked_key(message: &Message) -> Option<&str> {
+    message.headers.get(headers::ERROR_CODE)?;
     message.headers.get(headers::PARKED_KEY).and_then(HeaderValue::as_text)
 }
 
@@ -100,7 +114,15 @@ impl Parking {
         delivery_limit: u32,
     ) -> Self {
         let letters = letters.with_window(WINDOW);
-        Self { letters, keeper, policy, delivery_limit, known: Mutex::default() }
+        Self {
+            letters,
+            keeper,
+            policy,
+            delivery_limit,
+            known: Mutex::default(),
+            draining: Mutex::default(),
+            looking: Mutex::default(),
+        }
     }
 
     pub(super) fn now(&self) -> DateTime<Utc> {
@@ -120,24 +142,38 @@ impl Parking {
         self.policy == KeyFailure::BlockKey && self.known().await.keys.contains_key(key)
     }
 
-    /// Waits until another dead letter can be kept so that all of them can be looked at.
-    pub(super) async fn room(&self) {
-        if self.policy == KeyFailure::SkipAhead {
-            return;
+    /// Whether another dead letter can be kept so that all of them can be looked at.
+    pub(super) async fn has_room(&self) -> bool {
+        if self.policy == KeyFailure::SkipAhead || self.known().await.letters < MOST_LETTERS {
+            return true;
         }
-        while self.known().await.letters >= MOST_LETTERS {
-            match self.letters.count().await {
-                Ok(count) if count < MOST_LETTERS => self.known().await.letters = count,
-                _full_or_unknown => {
-                    let queue = self.letters.queue();
-                    tracing::error!(
-                        queue,
-                        "too many dead letters: what fails keeps its key waiting"
-                    );
-                    sleep(PAUSE_FOR_ROOM).await;
-                }
+        match self.letters.count().await {
+            Ok(count) => {
+                self.known().await.letters = count;
+                count < MOST_LETTERS
             }
+            Err(_unknown) => false,
         }
+    }
+
+    /// Waits a while for room, and gives the keys that are to be drained to make some: the order
+    /// lies among the letters, because nothing more comes out of a partition whose front waits. One
+    /// at a time looks, and drains before the next one does.
+    pub(super) async fn wait_for_room(&self) -> (Vec<String>, MutexGuard<'_, ()>) {
+        let looking = self.looking.lock().await;
+        let queue = self.letters.queue();
+        tracing::error!(queue, "too many dead letters: what fails keeps its key waiting");
+        let orders = DeadLetterFilter::all().matching(|letter| is_drain(letter.message()));
+        let orders = self.list(&orders).await;
+        let keys: Vec<_> = orders
+            .iter()
+            .filter_map(|order| order.message().key.clone())
+            .map(String::from)
+            .collect();
+        if keys.is_empty() {
+            sleep(PAUSE_FOR_ROOM).await;
+        }
+        (keys, looking)
     }
 
     /// Keeps a dead letter, as [`Keeper::keep`]; the last of its key, which is parked by it.
@@ -148,18 +184,12 @@ impl Parking {
         info: &DeliveryInfo,
         error: &HandlerError,
     ) -> Result<()> {
-        let mut envelope = envelope.clone();
-        let note = &mut envelope.message.headers;
-        note.remove(headers::PARKED_KEY);
-        note.remove(headers::PARKED_NUMBER);
         let key = key.filter(|_| self.policy == KeyFailure::BlockKey);
         let mut next = 0;
         if let Some(key) = key {
             next = self.known().await.keys.get(key).map_or(0, |parked| parked.next);
-            note.set(headers::PARKED_KEY, key.to_owned());
-            note.set(headers::PARKED_NUMBER, next);
         }
-        self.keeper.keep(&envelope, info, error).await?;
+        self.keeper.keep_parked(envelope, info, error, key.map(|key| (key, next))).await?;
         if self.policy == KeyFailure::BlockKey {
             let mut known = self.known().await;
             known.letters += 1;
@@ -172,8 +202,13 @@ impl Parking {
         Ok(())
     }
 
-    /// The letters of a key, in their order.
-    pub(super) async fn letters_of(&self, key: &str) -> Vec<DeadMessage> {
+    /// Waits until no other drain is at work.
+    pub(super) async fn turn_to_drain(&self) -> MutexGuard<'_, ()> {
+        self.draining.lock().await
+    }
+
+    /// The letters of a key, in their order, and whether they are all that is known of.
+    pub(super) async fn letters_of(&self, key: &str) -> (Vec<DeadMessage>, bool) {
         let expected = self.known().await.keys.get(key).map_or(0, |parked| parked.letters);
         let key = key.to_owned();
         let of_key = move |letter: &DeadMessage| parked_key(letter.message()) == Some(&key);
@@ -181,47 +216,71 @@ impl Parking {
         let mut waited = Duration::ZERO;
         loop {
             let mut letters = self.list(&of_key).await;
-            if letters.len() >= expected || waited >= PATIENCE {
+            let are_all = letters.len() >= expected;
+            if are_all || waited >= PATIENCE {
                 letters.sort_by_key(number);
-                return letters;
+                return (letters, are_all);
             }
             sleep(PAUSE).await;
             waited += PAUSE;
         }
     }
 
-    /// Takes letters away that were handled.
+    /// Takes letters of a key away that were handled, and, when the drain has `ended`, the orders to
+    /// drain it among them. `false` when not all letters were there to be taken, for some time: they
+    /// are gone, or somebody has them in hand.
     ///
     /// # Errors
     ///
     /// The transport was closed.
-    pub(super) async fn remove(&self, handled: &[DeadMessage]) -> Result<()> {
-        let Some(first) = handled.first() else { return Ok(()) };
-        let (key, done) = (parked_key(first.message()).map(str::to_owned), handled.len());
+    pub(super) async fn remove(
+        &self,
+        key: &str,
+        handled: &[DeadMessage],
+        ended: bool,
+    ) -> Result<bool> {
         let id = |letter: &DeadMessage| (number(letter), letter.message().message_id.clone());
         let ids: HashSet<_> = handled.iter().map(id).collect();
-        let of_key = key.clone();
+        let of_key = key.to_owned();
+        let orders = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&orders);
         let meant = DeadLetterFilter::all().matching(move |letter| {
-            parked_key(letter.message()) == of_key.as_deref() && ids.contains(&id(letter))
+            let message = letter.message();
+            if is_drain(message) {
+                let is_meant = ended && message.key.as_deref() == Some(&*of_key);
+                counted.fetch_add(is_meant.into(), Ordering::Relaxed);
+                return is_meant;
+            }
+            parked_key(message) == Some(&of_key) && ids.contains(&id(letter))
         });
-        loop {
+        let (mut taken, mut waited) = (0, Duration::ZERO);
+        let are_gone = loop {
             match self.letters.discard(&meant).await {
-                Ok(_report) => break,
+                Ok(report) => {
+                    taken += report.done.saturating_sub(orders.swap(0, Ordering::Relaxed));
+                    if taken >= handled.len() as u64 {
+                        break true;
+                    }
+                    if waited >= PATIENCE {
+                        break false;
+                    }
+                }
                 Err(error) if !error.is_retryable() && error.kind() != ErrorKind::TimedOut => {
                     return Err(error);
                 }
                 Err(error) => {
                     tracing::warn!(%error, "letters that were handled could not be taken away yet");
-                    sleep(PAUSE).await;
                 }
             }
-        }
+            sleep(PAUSE).await;
+            waited += PAUSE;
+        };
         let mut known = self.known().await;
-        known.letters = known.letters.saturating_sub(done as u64);
-        if let Some(parked) = key.as_deref().and_then(|key| known.keys.get_mut(key)) {
-            parked.letters = parked.letters.saturating_sub(done);
+        known.letters = known.letters.saturating_sub(handled.len() as u64);
+        if let Some(parked) = known.keys.get_mut(key) {
+            parked.letters = parked.letters.saturating_sub(handled.len());
         }
-        Ok(())
+        Ok(are_gone)
     }
 
     /// Lets a key go on.

@@ -13,7 +13,7 @@ use super::{
     DeadLetterFilter, DeadLetters, DeadMessage,
     walk::{Letter, Walk},
 };
-use crate::consuming::{drain, parked_key};
+use crate::consuming::{MOST_LETTERS, drain, is_drain, parked_key};
 
 /// How many publishes may be without a verdict at once.
 const UNDER_WAY: usize = 64;
@@ -37,9 +37,11 @@ pub struct RedriveOptions {
     /// subscriber of what it once was published to. One that names a queue whose dead letters do
     /// not come here stays, and counts as failed.
     pub address: Option<Address>,
-    /// How many a second at most. Default: as fast as it goes.
+    /// How many a second at most; of keys that are drained, how many keys. Default: as fast as it
+    /// goes.
     pub per_second: Option<u32>,
-    /// How many are moved at most. Default: all that match.
+    /// How many are moved at most. A letter that parks a key counts as one, and its key is drained
+    /// whole. Default: all that match.
     pub most: Option<u64>,
 }
 
@@ -140,9 +142,9 @@ impl<'a> Redriving<'a> {
     pub(super) async fn run(mut self, filter: &DeadLetterFilter) -> Result<DeadLetterReport> {
         match self.go_through(filter).await {
             Ok(()) => {
-                let Self { letters, walk, publisher, drained, mut report, .. } = self;
+                let Self { letters, walk, publisher, pace, drained, mut report, .. } = self;
                 report.unseen = walk.end().await;
-                match Self::drain(&*publisher, &letters.of, drained).await {
+                match letters.drain(&*publisher, pace, drained).await {
                     Ok(()) => Ok(report),
                     Err(error) => Err(error.with_context("moved", report.done.to_string())),
                 }
@@ -178,21 +180,16 @@ impl<'a> Redriving<'a> {
     }
 
     fn has_enough(&self) -> bool {
-        let moved = self.report.done + self.under_way.len() as u64;
+        let moved = self.report.done + self.report.draining + self.under_way.len() as u64;
         self.options.most.is_some_and(|most| moved >= most)
     }
 
-    /// Has the letters of keys handled where they are: published again, each would come behind
-    /// those that follow it. Nobody's hands may be full of them then.
-    async fn drain(publisher: &dyn Publisher, queue: &str, keys: HashSet<String>) -> Result<()> {
-        for key in keys {
-            let address = Address::queue(queue.to_owned());
-            publisher.publish(Envelope::new(address, drain(&key))).await?;
-        }
-        Ok(())
-    }
-
     async fn send(&mut self, letter: Letter, dead: &DeadMessage) -> Result<()> {
+        if is_drain(dead.message()) {
+            // It is an order to drain a key, and no letter.
+            self.walk.stays(letter);
+            return Ok(());
+        }
         if self.options.address.is_none()
             && let Some(key) = parked_key(dead.message())
         {
@@ -248,5 +245,31 @@ impl<'a> Redriving<'a> {
         self.report.failed += 1;
         self.report.failure.get_or_insert(error);
         self.walk.stays(letter);
+    }
+}
+
+impl DeadLetters {
+    /// Has the letters of keys handled where they are: published again, each would come behind
+    /// those that follow it. Nobody's hands may be full of them then.
+    ///
+    /// Out of a full partition nothing comes, also no order to drain a key: there it lies among the
+    /// letters.
+    async fn drain(
+        &self,
+        publisher: &dyn Publisher,
+        mut pace: Option<Pace>,
+        keys: HashSet<String>,
+    ) -> Result<()> {
+        let is_full = !keys.is_empty() && self.count().await? >= MOST_LETTERS;
+        for key in keys {
+            if let Some(Pace { next, pause }) = &mut pace {
+                sleep_until(*next).await;
+                *next = self.transport.env().now().max(*next) + *pause;
+            }
+            let queue = if is_full { &self.queue } else { &self.of };
+            let order = Envelope::new(Address::queue(queue.clone()), drain(&key));
+            publisher.publish(order).await?;
+        }
+        Ok(())
     }
 }

@@ -184,10 +184,15 @@ impl EventBus {
         key: &str,
     ) -> Result<(), PublishError> {
         let exchange = self.inner.naming.durable_subscription_queue(service, subscription);
-        let mut message = drain(key);
-        message.headers.set(headers::KEY_SLOT, partitions::slot(key));
-        let order = Envelope::new(Address::exchange(exchange, ""), message);
-        Ok(self.inner.bare_publisher.publish(order).await?)
+        // Events of plain clients have no slot and are in the partition for those.
+        let of_plain = drain(key);
+        let mut of_slot = of_plain.clone();
+        of_slot.headers.set(headers::KEY_SLOT, partitions::slot(key));
+        for order in [of_slot, of_plain] {
+            let order = Envelope::new(Address::exchange(exchange.clone(), ""), order);
+            self.inner.bare_publisher.publish(order).await?;
+        }
+        Ok(())
     }
 
     /// Declares what a subscription needs and begins to handle its events.

@@ -89,10 +89,26 @@ impl Keeper {
         info: &DeliveryInfo,
         error: &HandlerError,
     ) -> Result<()> {
+        self.keep_parked(envelope, info, error, None).await
+    }
+
+    /// As [`keep`](Self::keep), with the key that the copy parks and its number among those of the
+    /// key.
+    pub(crate) async fn keep_parked(
+        &self,
+        envelope: &Envelope,
+        info: &DeliveryInfo,
+        error: &HandlerError,
+        parked: Option<(&str, i64)>,
+    ) -> Result<()> {
         let mut pause = FIRST_PAUSE;
         let mut is_short = false;
         loop {
             let mut letter = self.letter(envelope, info, error);
+            if let Some((key, number)) = parked {
+                letter.message.headers.set(headers::PARKED_KEY, key.to_owned());
+                letter.message.headers.set(headers::PARKED_NUMBER, number);
+            }
             if is_short {
                 for name in DETAILS {
                     letter.message.headers.remove(name);
@@ -127,6 +143,9 @@ impl Keeper {
         message.durable = true;
         let env = self.transport.env();
         let note = &mut message.headers;
+        // It may have been kept before, or say so.
+        note.remove(headers::PARKED_KEY);
+        note.remove(headers::PARKED_NUMBER);
         note.set(headers::ERROR_CLASS, error.class().as_str());
         note.set(headers::ERROR_CODE, cut(error.code(), MAX_CODE).into_owned());
         note.set(headers::ERROR_MESSAGE, cut(error.message(), MAX_CHAIN).into_owned());

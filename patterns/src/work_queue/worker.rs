@@ -83,7 +83,11 @@ impl Worker {
         Fut: Future<Output = Result<R, HandlerError>> + Send + 'static,
     {
         if T::QUEUE != self.queue {
-            let complaint = format!("tasks '{}' go to queue '{}'", T::TYPE, T::QUEUE);
+            let complaint = format!(
+                "tasks '{}' go to queue '{}'; name the worker so, or set the task's QUEUE",
+                T::TYPE,
+                T::QUEUE
+            );
             self.complaints.push(complaint);
         }
         if self.handlers.insert(T::TYPE, work::handler(handler)).is_some() {

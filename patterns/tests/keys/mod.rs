@@ -1,5 +1,6 @@
 //! What subscriptions that are ordered by key do over any broker, one function each.
 
+pub(crate) mod draining;
 pub(crate) mod failures;
 pub(crate) mod losses;
 pub(crate) mod order;
@@ -30,9 +31,19 @@ pub(crate) const FUNCTIONS: &[Named<World>] = functions! {
         a_key_that_skips_ahead_leaves_what_failed_behind,
         a_stop_ends_the_waiting_and_leaves_the_order_to_the_next,
         random_failures_invert_no_key;
+    draining:
+        a_key_goes_on_when_its_letters_are_gone_and_not_before,
+        different_events_of_one_id_are_both_drained,
+        a_redrive_of_one_drains_one_key;
     losses:
         instances_come_and_go_and_the_order_stays,
         lost_connections_invert_no_key,
         what_is_lost_is_given_up_before_another_has_it,
         what_ends_its_process_each_time_parks_its_key_too;
+};
+
+/// More than a thousand dead letters, and half a minute between looks.
+pub(crate) const ONLY_IN_MEMORY: &[Named<World>] = functions! {
+    draining:
+        a_full_partition_is_drained_by_a_redrive;
 };

@@ -73,10 +73,13 @@ pub(crate) async fn a_poison_message_without_an_id_is_bounded_too(world: World) 
         .start(&transport)
         .await
         .unwrap();
-    let message = Message::new(r#"{"type":"job","params":{"number":1}}"#);
+    // Nor does it park a key that it names: nothing is in order here.
+    let message = Message::new(r#"{"type":"job","params":{"number":1}}"#)
+        .with_header(headers::PARKED_KEY, "a key");
     publish(&world, &transport, message).await;
     let dead = one(&world.letters(&transport)).await;
     assert_eq!((dead.attempts(), dead.message().message_id.as_deref()), (Some(3), None));
+    assert!(dead.message().headers.get(headers::PARKED_KEY).is_none());
     assert_eq!(running.stats().retried, 2);
 }
 
