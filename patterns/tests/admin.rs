@@ -114,43 +114,62 @@ async fn what_drains_is_healthy_and_not_ready_and_then_answers_no_more() {
     assert!(ask(address, "/health").await.is_err());
 }
 
-#[tokio::test]
-async fn a_service_that_is_dropped_answers_no_more() {
-    let (transport, open) = (connect(), Arc::new(Semaphore::new(0)));
-    let (running, _begins) = start(&transport, &open).await;
-    let address = running.admin_address().unwrap();
-    let mut silent = TcpStream::connect(address).await.unwrap();
-    assert_eq!(ask(address, "/health").await.unwrap().0, 200);
-    drop(running);
-    let closed = timeout(SOON, silent.read_u8()).await.expect("in time");
-    closed.expect_err("nobody listens to it any more");
-    let gone = async {
-        while TcpStream::connect(address).await.is_ok() {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    timeout(SOON, gone).await.expect("the port is free");
+/// The bound that docs/service.md names.
+const MOST_CONNECTIONS: usize = 64;
+
+/// Waits until the other side has closed, and says what it sent before.
+async fn until_closed(mut socket: TcpStream) -> Vec<u8> {
+    let (mut sent, mut bytes) = (Vec::new(), [0; 1024]);
+    while let Ok(length @ 1..) = socket.read(&mut bytes).await {
+        sent.extend_from_slice(&bytes[..length]);
+    }
+    sent
 }
 
-/// They are taken in turn: what is too much waits, and whoever says nothing is sent away.
 #[tokio::test]
-async fn silent_connections_take_the_endpoint_from_nobody_for_long() {
-    let (transport, open) = (connect(), Arc::new(Semaphore::new(0)));
-    let (running, _begins) = start(&transport, &open).await;
+async fn a_dropped_service_cuts_its_connections_and_answers_no_more() {
+    let (running, _begins) = start(&connect(), &Arc::new(Semaphore::new(0))).await;
+    let address = running.admin_address().unwrap();
+    let mut slow = TcpStream::connect(address).await.unwrap();
+    slow.write_all(b"GET /health HTTP/1.1\r\nHost: lo").await.unwrap();
+    assert_eq!(ask(address, "/health").await.unwrap().0, 200);
+    drop(running);
+    // Well before a connection that is too slow is cut.
+    let closed = timeout(Duration::from_secs(5), until_closed(slow)).await.unwrap();
+    assert!(closed.is_empty());
+    let gone = async { while ask(address, "/health").await.is_ok() {} };
+    timeout(SOON, gone).await.expect("in time");
+}
+
+#[tokio::test]
+async fn connections_are_bounded_and_further_ones_wait() {
+    let (running, _begins) = start(&connect(), &Arc::new(Semaphore::new(0))).await;
     let address = running.admin_address().unwrap();
     let mut silent = Vec::new();
-    for _ in 0..100 {
+    for _ in 0..MOST_CONNECTIONS {
         silent.push(TcpStream::connect(address).await.unwrap());
     }
-    let asked = tokio::spawn(ask(address, "/health"));
-    tokio::time::pause();
-    // Time passes as fast as nothing happens: only the end of patience brings an answer.
-    let began = transport.env().now();
-    let (status, _body) = asked.await.unwrap().unwrap();
-    let waited = transport.env().now() - began;
-    assert!(status == 200 && waited > SOON, "{status} after {waited:?}");
+    let mut further = tokio::spawn(ask(address, "/health"));
+    assert!(timeout(Duration::from_millis(300), &mut further).await.is_err(), "it was answered");
+    silent.pop();
+    // Before the others are cut for their silence.
+    let answer = timeout(Duration::from_secs(5), further).await.unwrap().unwrap();
+    assert_eq!(answer.unwrap().0, 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_client_is_cut_and_a_connection_is_for_one_question() {
+    let (running, _begins) = start(&connect(), &Arc::new(Semaphore::new(0))).await;
+    let address = running.admin_address().unwrap();
+    let mut slow = TcpStream::connect(address).await.unwrap();
+    slow.write_all(b"GET /health HTTP/1.1\r\nHost: lo").await.unwrap();
+    assert!(timeout(SOON, until_closed(slow)).await.unwrap().is_empty());
+
     tokio::time::resume();
-    running.stop().await;
+    let mut kept = TcpStream::connect(address).await.unwrap();
+    kept.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+    let answer = timeout(Duration::from_secs(5), until_closed(kept)).await.unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 200"));
 }
 
 #[tokio::test]

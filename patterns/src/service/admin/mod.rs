@@ -1,24 +1,24 @@
 //! The HTTP endpoint of a service.
 
 mod body;
+mod bounded;
 mod figures;
-mod guests;
 
 use std::{net::SocketAddr, time::Duration};
 
 use axum::{
     Json, Router,
     extract::State,
-    http::{StatusCode, header},
-    response::IntoResponse,
+    http::{HeaderValue, StatusCode, header},
+    middleware::map_response,
+    response::{IntoResponse, Response},
     routing::get,
 };
 use postrider_core::{Error, ErrorKind, Result};
-use tokio::{net::TcpListener, task::JoinHandle, time::sleep};
+use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use guests::Guests;
-
+use self::bounded::Bounded;
 use super::health::ServiceMonitor;
 
 /// How long answers that are on their way may take when the service has ended.
@@ -47,30 +47,24 @@ impl Listener {
     pub(super) fn serve(self, monitor: ServiceMonitor) -> Endpoint {
         let Self { socket, address } = self;
         let ended = CancellationToken::new();
-        let serve = axum::serve(Guests::new(socket, ended.clone()), routes(monitor))
+        let cut = CancellationToken::new();
+        let serve = axum::serve(Bounded::new(socket, cut.clone()), routes(monitor))
             .with_graceful_shutdown(ended.clone().cancelled_owned());
-        let until = ended.clone();
         let task = tokio::spawn(async move {
-            let over = async {
-                until.cancelled().await;
-                sleep(GRACE).await;
-            };
-            tokio::select! {
-                served = serve => if let Err(error) = served {
-                    tracing::error!(%error, "the endpoint answers no more");
-                },
-                () = over => {}
+            if let Err(error) = serve.await {
+                tracing::error!(%error, "the endpoint answers no more");
             }
         });
-        Endpoint { address, task, ended: ended.drop_guard() }
+        Endpoint { address, task, ended: ended.drop_guard(), cut: cut.drop_guard() }
     }
 }
 
-/// An endpoint that answers until it is dropped.
+/// An endpoint that answers until it is dropped, which cuts its connections.
 pub(super) struct Endpoint {
     address: SocketAddr,
     task: JoinHandle<()>,
     ended: DropGuard,
+    cut: DropGuard,
 }
 
 impl Endpoint {
@@ -80,9 +74,11 @@ impl Endpoint {
 
     /// Takes no more questions and lets the answers on their way go out.
     pub(super) async fn end(self) {
-        let Self { task, ended, .. } = self;
+        let Self { task, ended, cut, .. } = self;
         drop(ended);
-        let _panicked = task.await;
+        // What does not end in time is cut, and the task ends with its last connection.
+        let _in_time = timeout(GRACE, task).await;
+        drop(cut);
     }
 }
 
@@ -91,7 +87,14 @@ fn routes(monitor: ServiceMonitor) -> Router {
         .route("/health", get(health))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
+        .layer(map_response(for_one_question))
         .with_state(monitor)
+}
+
+/// Closes the connection behind the answer, so that idle ones take nobody's place.
+async fn for_one_question(mut answer: Response) -> Response {
+    answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    answer
 }
 
 async fn health(State(monitor): State<ServiceMonitor>) -> impl IntoResponse {
