@@ -124,13 +124,14 @@ impl Workers {
         timeout(SOON, coming).await.expect("a dead letter");
     }
 
-    /// Waits until the broker has nothing of the queue, neither ready nor in hand.
+    /// Waits until the broker has nothing of the queue. Nobody has its hands on it any more, so that
+    /// what is unsettled is ready.
     async fn has_nothing_left(&self) {
         let settling = async {
             loop {
                 let info = self.transport.queue_info(Job::QUEUE).await.expect("an answer");
                 let info = info.expect("the queue");
-                if info.ready == 0 && info.unsettled.unwrap_or(0) == 0 {
+                if info.ready == 0 && info.consumers == 0 {
                     return;
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
@@ -170,19 +171,19 @@ async fn sigterm_during_load(protocol: Protocol) {
     let took = workers.transport.env().now() - before;
     assert!(took < Duration::from_secs(5), "within its deadline: {took:?}");
     workers.until(|said| said.count("done").len() == TASKS as usize).await;
+    // It was in the midst of it.
+    let report = workers.said.borrow().by(0).last().expect("a report").to_owned();
+    assert!(report.starts_with("finished ") && report.ends_with(", gave back 0"), "{report}");
+    second.signal("TERM").await;
+    assert_eq!(second.ended().await, Some(0));
+    workers.has_nothing_left().await;
+    assert_eq!(workers.dead_letters().count().await.expect("dead letters"), 0);
     let twice: Vec<_> = {
         let said = workers.said.borrow();
         let done = said.count("done").into_iter();
         done.filter(|(_, times)| *times > 1).collect()
     };
     assert_eq!(twice, [], "two live instances do nothing twice");
-    // It was in the midst of it.
-    let report = workers.said.borrow().by(0).last().expect("a report").to_owned();
-    assert!(report.starts_with("finished ") && report.ends_with(", gave back 0"), "{report}");
-    workers.has_nothing_left().await;
-    assert_eq!(workers.dead_letters().count().await.expect("dead letters"), 0);
-    second.signal("TERM").await;
-    assert_eq!(second.ended().await, Some(0));
     workers.end().await;
 }
 
@@ -214,8 +215,10 @@ async fn sigkill_of_a_worker_with_its_hands_full(protocol: Protocol) {
     workers.until(|said| said.count("done").len() >= 10).await;
     first.signal("KILL").await;
     assert_eq!(first.ended().await, None);
-    let _second = workers.start().await;
+    let mut second = workers.start().await;
     workers.until(|said| said.count("done").len() == TASKS as usize).await;
+    second.signal("TERM").await;
+    assert_eq!(second.ended().await, Some(0));
     {
         let said = workers.said.borrow();
         // What was done and not acknowledged yet, or at work, is done again; what waited is not.
@@ -253,6 +256,8 @@ async fn a_task_that_crashes_each_worker(protocol: Protocol) {
     }
     assert_eq!(crashes, LIMIT + 1, "{:?}", workers.said.borrow());
     workers.until(|said| said.count("done").len() == TASKS as usize - 1).await;
+    worker.signal("TERM").await;
+    assert_eq!(worker.ended().await, Some(0));
     workers.has_nothing_left().await;
     let dead = workers.dead_letters().peek(10).await.expect("dead letters");
     assert_eq!(dead.len(), 1, "no other task pays for it: {dead:?}");

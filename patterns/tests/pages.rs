@@ -16,6 +16,19 @@ fn sources(folder: &Path) -> String {
     all
 }
 
+/// Whether there is a function of that name that is a test itself or is in a list of tests.
+fn is_run(sources: &str, name: &str) -> bool {
+    let Some(at) = sources.find(&format!("fn {name}(")) else { return false };
+    let before = sources[..at].lines().rev().take(3);
+    let is_test =
+        before.filter(|line| line.trim_start().starts_with("#[")).any(|line| line.contains("test"));
+    let is_word = |(place, _): &(usize, &str)| {
+        let is_part = |c: char| c.is_alphanumeric() || c == '_';
+        !sources[..*place].ends_with(is_part) && !sources[place + name.len()..].starts_with(is_part)
+    };
+    is_test || sources.match_indices(name).filter(is_word).count() > 1
+}
+
 /// A complaint counts as answered by the tests in the last column of its row.
 #[test]
 fn every_complaint_has_its_test() {
@@ -30,7 +43,7 @@ fn every_complaint_has_its_test() {
         let names: Vec<_> = column.split('`').skip(1).step_by(2).collect();
         assert!(!names.is_empty(), "no test for: {row}");
         for name in names {
-            assert!(tests.contains(&format!("fn {name}(")), "there is no test '{name}'");
+            assert!(is_run(&tests, name), "there is no test '{name}', or nobody runs it");
             answered += 1;
         }
     }

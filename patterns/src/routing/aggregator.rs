@@ -203,7 +203,7 @@ impl Aggregator {
     pub(crate) fn outline(&self, capabilities: &Capabilities) -> Result<Outline> {
         let intake = self.checked(capabilities)?;
         let held = self.timeout.saturating_add(intake.retry.longest_wait());
-        Ok(intake.outline(true).held(held))
+        Ok(intake.outline(true, capabilities).held(held))
     }
 
     /// Refuses what cannot be carried out, and says how it takes its messages.

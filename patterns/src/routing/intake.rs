@@ -71,6 +71,10 @@ impl Intake {
     /// The queues are there: they are declared elsewhere, such as those of a subscription, and may
     /// have other arguments. Only their dead-letter queues are declared. Give the delivery limit
     /// that they have.
+    ///
+    /// They may count no failures, as classic queues of RabbitMQ do. Where the broker does not
+    /// count [everywhere](Capabilities::exact_attempts), what failed is therefore tried again in
+    /// its place, in this process, and keeps its place there until it is done or given up.
     pub fn declared_elsewhere(mut self) -> Self {
         self.declared = true;
         self
@@ -126,6 +130,11 @@ impl Intake {
         self
     }
 
+    /// Who counts the failures of a message: a queue that this intake declared, or nobody else.
+    pub(super) const fn by(&self, capabilities: &Capabilities) -> By {
+        if self.declared && !capabilities.exact_attempts { By::Process } else { By::Broker }
+    }
+
     pub(super) fn retrying(&self, transport: &Arc<dyn Transport>, by: By) -> Retrying {
         Retrying::new(self.retry.clone(), transport.env().clone(), by, None)
     }
@@ -159,9 +168,13 @@ impl Intake {
         })
     }
 
-    pub(super) fn outline(&self, single: bool) -> Outline {
+    pub(super) fn outline(&self, single: bool, capabilities: &Capabilities) -> Outline {
         let outline = Outline::new(self.topology(single), self.queues.clone(), self.settings);
-        outline.with_retry(&self.retry)
+        let outline = outline.with_retry(&self.retry);
+        match self.by(capabilities) {
+            By::Broker => outline,
+            By::Process => outline.held(self.retry.longest_wait()),
+        }
     }
 
     /// Declares the queues and begins to consume them, at once or after `begin`.

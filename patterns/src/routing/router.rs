@@ -22,7 +22,6 @@ use crate::{
     consuming::Outline,
     handler::HandlerError,
     middleware::{Layers, Middleware},
-    resilience::By,
 };
 
 /// Takes messages from a queue and sends each on to where its rules say.
@@ -163,7 +162,7 @@ impl Router {
 
     pub(crate) fn outline(&self, capabilities: &Capabilities) -> Result<Outline> {
         self.check(capabilities)?;
-        let mut outline = self.intake.outline(false);
+        let mut outline = self.intake.outline(false, capabilities);
         if let Some(service) = &self.service {
             let server = control::server(service, &self.intake.naming);
             outline.topology = outline.topology.and(server.topology(Outline::ID));
@@ -215,7 +214,7 @@ impl Router {
             limits: intake.limits,
             layers,
             env: transport.env().clone(),
-            retrying: intake.retrying(transport, By::Broker),
+            retrying: intake.retrying(transport, intake.by(transport.capabilities())),
             copies: Copies {
                 publisher: Arc::clone(&publisher),
                 max_hops: intake.max_hops,

@@ -19,7 +19,7 @@ use crate::{
     handler::{Context, HandlerError, codes},
     headers,
     middleware::{Layers, Middleware},
-    resilience::{By, Retrying},
+    resilience::Retrying,
 };
 
 const MAX_PARTS: usize = 10_000;
@@ -109,7 +109,7 @@ impl Splitter {
 
     pub(crate) fn outline(&self, capabilities: &Capabilities) -> Result<Outline> {
         self.check(capabilities)?;
-        Ok(self.intake.outline(false))
+        Ok(self.intake.outline(false, capabilities))
     }
 
     fn check(&self, capabilities: &Capabilities) -> Result<()> {
@@ -140,7 +140,7 @@ impl Splitter {
             max_parts,
             layers,
             env: transport.env().clone(),
-            retrying: intake.retrying(transport, By::Broker),
+            retrying: intake.retrying(transport, intake.by(transport.capabilities())),
             copies: Copies {
                 publisher: Arc::clone(&publisher),
                 max_hops: intake.max_hops,

@@ -165,6 +165,27 @@ pub(crate) async fn a_handler_that_never_returns_is_kept_after_its_tries(world: 
     }
 }
 
+pub(crate) async fn tries_are_counted_over_all_instances(world: World) {
+    const INSTANCES: usize = 4;
+    let tries = Arc::new(Mutex::new(Vec::new()));
+    let mut instances = Vec::new();
+    for _ in 0..INSTANCES {
+        let (transport, log) = (world.transport().await, Arc::clone(&tries));
+        let worker = world.worker().on(move |_job: Job, context: Context| {
+            log.lock().unwrap().push(context.attempt());
+            async { Err(HandlerError::transient("never")) }
+        });
+        instances.push(worker.start(&transport).await.unwrap());
+    }
+    let transport = world.transport().await;
+    world.tasks(&transport).await.submit(&Job { number: 1 }).await.unwrap();
+    let dead = one(&world.letters(&transport)).await;
+    assert_eq!(dead.attempts(), Some(3));
+    let mut tries = tries.lock().unwrap().clone();
+    tries.sort_unstable();
+    assert_eq!(tries, [1, 2, 3]);
+}
+
 /// The broker counts, so that neither a new version nor a crash begins anew.
 pub(crate) async fn tries_go_on_counting_in_another_worker(world: World) {
     let transport = world.transport().await;

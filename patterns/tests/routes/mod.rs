@@ -33,6 +33,7 @@ pub(crate) const FUNCTIONS: &[Named<World>] = functions! {
     ways:
         several_queues_flow_into_one,
         a_missing_destination_is_waited_for_and_then_given_up,
+        a_queue_that_counts_nothing_is_no_endless_loop,
         routers_in_a_circle_end,
         the_broker_routes_by_headers,
         a_key_has_its_partition,

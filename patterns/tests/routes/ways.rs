@@ -7,6 +7,7 @@ use postrider_patterns::{
     codes, headers,
     routing::{
         Condition, Field, InMemoryTables, Intake, Otherwise, Partitioner, Route, Router, Rule,
+        Splitter,
     },
 };
 
@@ -59,6 +60,29 @@ pub(crate) async fn a_missing_destination_is_waited_for_and_then_given_up(world:
     let why = dead.headers.get(headers::ERROR_MESSAGE).and_then(|why| why.as_text()).unwrap();
     assert!(why.contains(&world.name("never")), "{why}");
     stop(router).await;
+}
+
+/// A classic queue of RabbitMQ counts no failures: what comes back to it has failed never.
+pub(crate) async fn a_queue_that_counts_nothing_is_no_endless_loop(world: &World) {
+    let transport = world.transport().await;
+    let queue = Topology::new().queue(Queue::classic(world.name("elsewhere")));
+    transport.declare(&queue).await.unwrap();
+    let intake = || world.intake("elsewhere").declared_elsewhere();
+    let router = Router::new(intake()).otherwise(everything(world.to("never")));
+    let router = router.start(&transport).await.unwrap();
+    world.put(&*transport, "elsewhere", json("1", "{}")).await;
+    let dead = world.dead(&*transport, "elsewhere").await;
+    assert_eq!((id(&dead), code(&dead)), ("1", "TRANSIENT"));
+    stop(router).await;
+
+    let items = Field::body("items");
+    let splitter = Splitter::list(intake(), items, world.to("never")).start(&transport);
+    let splitter = splitter.await.unwrap();
+    world.put(&*transport, "elsewhere", json("2", r#"{"items":[1,2]}"#)).await;
+    let dead = world.dead(&*transport, "elsewhere").await;
+    assert_eq!((id(&dead), code(&dead)), ("2", "TRANSIENT"));
+    stop(splitter).await;
+    transport.remove(&queue).await.unwrap();
 }
 
 pub(crate) async fn routers_in_a_circle_end(world: &World) {
