@@ -393,7 +393,9 @@ impl Owner {
             }
             Err(error) => {
                 tracing::warn!(%error, queue = %self.stay.queue(), "a retry could not be delayed");
-                self.fail(tag, Duration::ZERO, None).await
+                let kept = self.stay.book().ledger.get(tag).map(|kept| kept.delivered.clone());
+                let first_failed = kept.and_then(|delivered| delivered.info.first_failed);
+                self.fail(tag, Duration::ZERO, first_failed).await
             }
         }
     }

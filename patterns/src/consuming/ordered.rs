@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Count, Disposition, Outcome, Process,
     lanes::Lanes,
-    parking::{self, Parking},
+    parking::{self, Look, Parking, Place},
     runner::{PAUSE_BEFORE_RETRY, Work},
     running::State,
 };
@@ -40,6 +40,10 @@ use crate::{
 /// How long one event may keep its key waiting between its tries, in all. After that the tries
 /// that are left come without a pause.
 pub(crate) const LONGEST_BLOCK: Duration = Duration::from_secs(15 * 60);
+
+/// How often a drain looks for letters that came while it was at work, and the pause between.
+const MOST_DRAINS: usize = 100;
+const PAUSE_BETWEEN_DRAINS: Duration = Duration::from_millis(100);
 
 /// How long nothing must come before a stop takes it that nothing is on its way any more.
 const QUIET: Duration = Duration::from_millis(50);
@@ -61,6 +65,16 @@ enum Tried {
     GivenUp(HandlerError, DeliveryInfo),
     /// It goes back.
     Not,
+}
+
+/// What became of the letters of a key that were there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Drained {
+    All,
+    /// One failed again, and the key stays parked.
+    Stays,
+    /// It stops.
+    Released,
 }
 
 /// Whether there may be room for another dead letter.
@@ -288,15 +302,13 @@ impl<P: Process> Turn<P> {
         let why = format!("an event of '{key}' before this one was given up");
         let error = HandlerError::transient(why).with_code(codes::KEY_PARKED);
         loop {
-            let parked = self.unless_stopped(self.partition.is_parked(key)).await;
-            let Some(is_parked) = parked else { return Some(End::Released) };
-            if !is_parked {
-                return None;
-            }
-            match self.unless_stopped(self.partition.has_room()).await {
+            match self.unless_stopped(self.partition.place(Some(key), true)).await {
                 None => return Some(End::Released),
-                Some(true) => return Some(self.keep(envelope, info, &error).await),
-                Some(false) => {
+                Some(Place::NotParked) => return None,
+                Some(Place::Number(number)) => {
+                    return Some(self.keep_at(number, envelope, info, &error).await);
+                }
+                Some(Place::Full) => {
                     if self.make_room(info).await == Room::NoMore {
                         return Some(End::Released);
                     }
@@ -307,13 +319,20 @@ impl<P: Process> Turn<P> {
 
     /// Waits a while for room, or makes some by draining the keys that are to be drained.
     async fn make_room(&self, info: &DeliveryInfo) -> Room {
-        let Some((keys, _looking)) = self.unless_stopped(self.partition.wait_for_room()).await
-        else {
-            return Room::NoMore;
-        };
-        for key in keys {
-            if self.drain(&key, info).await == End::Released {
-                return Room::NoMore;
+        match self.unless_stopped(self.partition.look_for_orders()).await {
+            None => return Room::NoMore,
+            Some(Look::Room) => {}
+            Some(Look::Orders(keys, _looking)) => {
+                for key in keys {
+                    if self.drain(&key, info).await == End::Released {
+                        return Room::NoMore;
+                    }
+                }
+            }
+            Some(Look::Nothing) => {
+                if self.unless_stopped(self.partition.freed()).await.is_none() {
+                    return Room::NoMore;
+                }
             }
         }
         Room::Maybe
@@ -364,17 +383,29 @@ impl<P: Process> Turn<P> {
         error: &HandlerError,
     ) -> End {
         loop {
-            match self.unless_stopped(self.partition.has_room()).await {
+            match self.unless_stopped(self.partition.place(self.key.as_deref(), false)).await {
                 None => return End::Released,
-                Some(true) => break,
-                Some(false) => {
+                Some(Place::Number(number)) => {
+                    return self.keep_at(number, envelope, info, error).await;
+                }
+                Some(Place::Full | Place::NotParked) => {
                     if self.make_room(info).await == Room::NoMore {
                         return End::Released;
                     }
                 }
             }
         }
-        match self.partition.keep(self.key.as_deref(), envelope, info, error).await {
+    }
+
+    async fn keep_at(
+        &self,
+        number: i64,
+        envelope: &Arc<Envelope>,
+        info: &DeliveryInfo,
+        error: &HandlerError,
+    ) -> End {
+        let key = self.key.as_deref();
+        match self.partition.keep(number, key, envelope, info, error).await {
             Ok(()) => {
                 tracing::error!(queue = %info.queue, %error, "message dead-lettered");
                 self.work.runner.process.dead_lettered(envelope, info, error).await;
@@ -392,13 +423,31 @@ impl<P: Process> Turn<P> {
     /// are taken away after that, so that nobody's hands are full of them meanwhile; a crash in
     /// between has them handled again. When none is left, the key goes on.
     async fn drain(&self, key: &str, info: &DeliveryInfo) -> End {
-        let ready = async {
-            let turn = self.partition.turn_to_drain().await;
-            (self.partition.letters_of(key).await, turn)
-        };
-        let Some(((letters, are_all), _turn)) = self.unless_stopped(ready).await else {
-            return End::Released;
-        };
+        let turn = self.unless_stopped(self.partition.turn_to_drain()).await;
+        let Some(_turn) = turn else { return End::Released };
+        for _again in 0..MOST_DRAINS {
+            match self.drain_once(key, info).await {
+                Drained::Released => return End::Released,
+                Drained::Stays => return End::Acked,
+                Drained::All => {}
+            }
+            if self.partition.open(key).await {
+                tracing::info!(queue = %info.queue, key, "the key goes on");
+                return End::Acked;
+            }
+            // More of the key came meanwhile, or is on its way there.
+            if self.unless_stopped(sleep(PAUSE_BETWEEN_DRAINS)).await.is_none() {
+                return End::Released;
+            }
+        }
+        tracing::error!(queue = %info.queue, key, "letters come faster than the key is drained");
+        End::Acked
+    }
+
+    /// Has the letters of a key that are there now handled, and takes those away that were.
+    async fn drain_once(&self, key: &str, info: &DeliveryInfo) -> Drained {
+        let letters = self.unless_stopped(self.partition.letters_of(key)).await;
+        let Some((letters, are_all)) = letters else { return Drained::Released };
         let runner = &self.work.runner;
         let (all, mut handled) = (letters.len(), Vec::<DeadMessage>::new());
         let mut is_stopped = false;
@@ -431,21 +480,20 @@ impl<P: Process> Turn<P> {
             handled.push(letter);
         }
         let removed = self.partition.remove(key, &handled, !is_stopped).await;
-        let Ok(are_gone) = removed else { return End::Released };
+        let Ok(are_gone) = removed else { return Drained::Released };
         if is_stopped {
-            return End::Released;
+            return Drained::Released;
+        }
+        if handled.len() < all {
+            return Drained::Stays;
         }
         if !are_all || !are_gone {
             tracing::error!(
-                queue = %info.queue, key,
-                "not all letters of the key were there: it is looked anew which of them park it"
+                queue = %info.queue, key, "not all letters of the key were there: they are counted anew"
             );
-            self.partition.forget().await;
-        } else if handled.len() == all {
-            self.partition.open(key).await;
-            tracing::info!(queue = %info.queue, key, letters = all, "the key goes on");
+            self.partition.recount(key).await;
         }
-        End::Acked
+        Drained::All
     }
 }
 

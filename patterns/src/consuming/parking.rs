@@ -5,7 +5,7 @@
 //! writes there, it need not look again until it may have lost the partition.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -16,8 +16,8 @@ use std::{
 use chrono::{DateTime, Utc};
 use postrider_core::{Address, DeliveryInfo, Envelope, ErrorKind, HeaderValue, Message, Result};
 use tokio::{
-    sync::{MappedMutexGuard, Mutex, MutexGuard},
-    time::sleep,
+    sync::{MappedMutexGuard, Mutex, MutexGuard, Notify},
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
@@ -40,6 +40,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How long it waits before it looks again where that failed, and where there is no room.
 const PAUSE: Duration = Duration::from_secs(1);
 const PAUSE_FOR_ROOM: Duration = Duration::from_secs(30);
+
+/// How long letters that were in hand when a connection was lost may take to be back.
+const COMING_BACK: Duration = Duration::from_secs(2);
 
 /// The type of the message that has the letters of its key handled.
 pub(crate) const DRAIN: &str = "postrider.drain_key";
@@ -65,14 +68,19 @@ pub(crate) struct Parking {
     /// broker's, who would dead-letter it alone.
     delivery_limit: u32,
     known: Mutex<Option<Known>>,
+    /// How many letters were known when all was forgotten.
+    expected: AtomicU64,
     /// Held by the drain at work: there is one at a time.
     draining: Mutex<()>,
-    /// Held by whoever looks whether there is room.
-    looking: Mutex<()>,
+    /// Held by whoever looks for orders to drain keys; when somebody looked last.
+    looking: Mutex<Option<Instant>>,
+    /// Letters were taken away.
+    freed: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Known {
+    /// Those that are being kept are among them.
     letters: u64,
     keys: HashMap<String, Parked>,
 }
@@ -81,8 +89,30 @@ struct Known {
 #[derive(Debug, Clone, Copy, Default)]
 struct Parked {
     letters: usize,
+    /// How many more are on their way to the broker.
+    keeping: usize,
     /// The number of the next one.
     next: i64,
+}
+
+/// What an event that is to be kept is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// The number among the letters of its key.
+    Number(i64),
+    /// Its key is not parked, so that it follows nothing.
+    NotParked,
+    /// There are so many letters that more could not be looked at.
+    Full,
+}
+
+/// What was found where there is no room.
+pub(super) enum Look<'a> {
+    /// There is room now.
+    Room,
+    /// Keys that are to be drained, which makes room; nobody else looks meanwhile.
+    Orders(BTreeSet<String>, MutexGuard<'a, Option<Instant>>),
+    Nothing,
 }
 
 /// The message that has the letters of `key` handled, for the partition that the key is in.
@@ -95,10 +125,13 @@ pub(crate) fn is_drain(message: &Message) -> bool {
     message.message_type.as_deref() == Some(DRAIN)
 }
 
-/// The key that a dead letter parks. What the broker gave up parks none, whatever it says of itself.
-pub(crate) fn parked_key(message: &Message) -> Option<&str> {
-    message.headers.get(headers::ERROR_CODE)?;
-    message.headers.get(headers::PARKED_KEY).and_then(HeaderValue::as_text)
+/// The key that a dead letter of the partition `of` parks. What the broker gave up there parks none,
+/// whatever it says of itself.
+pub(crate) fn parked_key<'a>(letter: &'a DeadMessage, of: &str) -> Option<&'a str> {
+    letter.code()?;
+    let key = letter.message().headers.get(headers::PARKED_KEY)?.as_text()?;
+    let is_of_broker = letter.deaths().first().is_some_and(|death| death.queue == of);
+    (!is_of_broker).then_some(key)
 }
 
 fn number(letter: &DeadMessage) -> i64 {
@@ -120,8 +153,10 @@ impl Parking {
             policy,
             delivery_limit,
             known: Mutex::default(),
+            expected: AtomicU64::new(0),
             draining: Mutex::default(),
             looking: Mutex::default(),
+            freed: Notify::new(),
         }
     }
 
@@ -135,71 +170,119 @@ impl Parking {
 
     /// Somebody else may have had the partition since.
     pub(super) async fn forget(&self) {
-        *self.known.lock().await = None;
+        if let Some(known) = self.known.lock().await.take() {
+            self.expected.store(known.letters, Ordering::Relaxed);
+        }
     }
 
-    pub(super) async fn is_parked(&self, key: &str) -> bool {
-        self.policy == KeyFailure::BlockKey && self.known().await.keys.contains_key(key)
+    fn parked_key<'a>(&self, letter: &'a DeadMessage) -> Option<&'a str> {
+        parked_key(letter, self.letters.home_queue())
     }
 
-    /// Whether another dead letter can be kept so that all of them can be looked at.
-    pub(super) async fn has_room(&self) -> bool {
-        if self.policy == KeyFailure::SkipAhead || self.known().await.letters < MOST_LETTERS {
+    async fn has_room(&self) -> bool {
+        if self.known().await.letters < MOST_LETTERS {
             return true;
         }
-        match self.letters.count().await {
-            Ok(count) => {
-                self.known().await.letters = count;
-                count < MOST_LETTERS
-            }
-            Err(_unknown) => false,
-        }
+        // While letters are gone through, they are in hand and not counted.
+        let (Ok(_no_drain), Ok(_no_look)) = (self.draining.try_lock(), self.looking.try_lock())
+        else {
+            return false;
+        };
+        let count = match self.letters.count().await {
+            Ok(count) => count,
+            // Whoever keeps the next one declares it anew.
+            Err(error) if error.kind() == ErrorKind::NotFound => 0,
+            Err(_unknown) => return false,
+        };
+        self.known().await.letters = count;
+        count < MOST_LETTERS
     }
 
-    /// Waits a while for room, and gives the keys that are to be drained to make some: the order
-    /// lies among the letters, because nothing more comes out of a partition whose front waits. One
-    /// at a time looks, and drains before the next one does.
-    pub(super) async fn wait_for_room(&self) -> (Vec<String>, MutexGuard<'_, ()>) {
-        let looking = self.looking.lock().await;
+    /// A place for an event among the letters, for [`keep`](Self::keep); of one that `follows` those
+    /// of its key only while there are any. Cancellation safe.
+    pub(super) async fn place(&self, key: Option<&str>, follows: bool) -> Place {
+        if self.policy == KeyFailure::SkipAhead {
+            return if follows { Place::NotParked } else { Place::Number(0) };
+        }
+        let is_missing =
+            |known: &Known| follows && key.is_some_and(|key| !known.keys.contains_key(key));
+        if is_missing(&*self.known().await) {
+            return Place::NotParked;
+        }
+        if !self.has_room().await {
+            return Place::Full;
+        }
+        let mut known = self.known().await;
+        // It may have been drained meanwhile.
+        if is_missing(&known) {
+            return Place::NotParked;
+        }
+        known.letters += 1;
+        let Some(key) = key else { return Place::Number(0) };
+        let parked = known.keys.entry(key.to_owned()).or_default();
+        let number = parked.next;
+        parked.next = number.saturating_add(1);
+        parked.keeping += 1;
+        Place::Number(number)
+    }
+
+    /// Looks, where there is no room, whether keys are to be drained: the orders lie among the
+    /// letters, because nothing more comes out of a partition whose front waits. One at a time
+    /// looks, and not more often than makes sense.
+    pub(super) async fn look_for_orders(&self) -> Look<'_> {
+        let mut looking = self.looking.lock().await;
+        if self.known().await.letters < MOST_LETTERS {
+            return Look::Room;
+        }
+        let now = self.letters.now();
+        if looking.is_some_and(|last| now < last + PAUSE_FOR_ROOM) {
+            return Look::Nothing;
+        }
+        *looking = Some(now);
         let queue = self.letters.queue();
         tracing::error!(queue, "too many dead letters: what fails keeps its key waiting");
         let orders = DeadLetterFilter::all().matching(|letter| is_drain(letter.message()));
         let orders = self.list(&orders).await;
-        let keys: Vec<_> = orders
-            .iter()
-            .filter_map(|order| order.message().key.clone())
-            .map(String::from)
-            .collect();
-        if keys.is_empty() {
-            sleep(PAUSE_FOR_ROOM).await;
-        }
-        (keys, looking)
+        let keys = orders.iter().filter_map(|order| order.message().key.clone());
+        let keys: BTreeSet<_> = keys.map(String::from).collect();
+        if keys.is_empty() { Look::Nothing } else { Look::Orders(keys, looking) }
     }
 
-    /// Keeps a dead letter, as [`Keeper::keep`]; the last of its key, which is parked by it.
+    /// Waits until letters were taken away, or for a while.
+    pub(super) async fn freed(&self) {
+        let _in_time = timeout(PAUSE_FOR_ROOM, self.freed.notified()).await;
+    }
+
+    /// Keeps a dead letter at its [place](Self::place), as [`Keeper::keep`]; the last of its key,
+    /// which is parked by it.
     pub(super) async fn keep(
         &self,
+        number: i64,
         key: Option<&str>,
         envelope: &Envelope,
         info: &DeliveryInfo,
         error: &HandlerError,
     ) -> Result<()> {
         let key = key.filter(|_| self.policy == KeyFailure::BlockKey);
-        let mut next = 0;
-        if let Some(key) = key {
-            next = self.known().await.keys.get(key).map_or(0, |parked| parked.next);
+        let parked = key.map(|key| (key, number));
+        let kept = self.keeper.keep_parked(envelope, info, error, parked).await;
+        if self.policy == KeyFailure::SkipAhead {
+            return kept;
         }
-        self.keeper.keep_parked(envelope, info, error, key.map(|key| (key, next))).await?;
-        if self.policy == KeyFailure::BlockKey {
-            let mut known = self.known().await;
-            known.letters += 1;
-            if let Some(key) = key {
-                let parked = known.keys.entry(key.to_owned()).or_default();
-                parked.next = next.saturating_add(1);
-                parked.letters += 1;
+        let mut known = self.known().await;
+        if kept.is_err() {
+            known.letters = known.letters.saturating_sub(1);
+        }
+        if let Some(key) = key
+            && let Some(parked) = known.keys.get_mut(key)
+        {
+            parked.keeping = parked.keeping.saturating_sub(1);
+            parked.letters += usize::from(kept.is_ok());
+            if parked.letters + parked.keeping == 0 {
+                known.keys.remove(key);
             }
         }
-        Ok(())
+        kept
     }
 
     /// Waits until no other drain is at work.
@@ -210,9 +293,7 @@ impl Parking {
     /// The letters of a key, in their order, and whether they are all that is known of.
     pub(super) async fn letters_of(&self, key: &str) -> (Vec<DeadMessage>, bool) {
         let expected = self.known().await.keys.get(key).map_or(0, |parked| parked.letters);
-        let key = key.to_owned();
-        let of_key = move |letter: &DeadMessage| parked_key(letter.message()) == Some(&key);
-        let of_key = DeadLetterFilter::all().matching(of_key);
+        let of_key = self.of_key(key);
         let mut waited = Duration::ZERO;
         loop {
             let mut letters = self.list(&of_key).await;
@@ -241,7 +322,7 @@ impl Parking {
     ) -> Result<bool> {
         let id = |letter: &DeadMessage| (number(letter), letter.message().message_id.clone());
         let ids: HashSet<_> = handled.iter().map(id).collect();
-        let of_key = key.to_owned();
+        let (of_key, of) = (key.to_owned(), self.letters.home_queue().to_owned());
         let orders = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&orders);
         let meant = DeadLetterFilter::all().matching(move |letter| {
@@ -251,7 +332,7 @@ impl Parking {
                 counted.fetch_add(is_meant.into(), Ordering::Relaxed);
                 return is_meant;
             }
-            parked_key(message) == Some(&of_key) && ids.contains(&id(letter))
+            parked_key(letter, &of) == Some(&of_key) && ids.contains(&id(letter))
         });
         let (mut taken, mut waited) = (0, Duration::ZERO);
         let are_gone = loop {
@@ -269,6 +350,7 @@ impl Parking {
                     return Err(error);
                 }
                 Err(error) => {
+                    orders.store(0, Ordering::Relaxed);
                     tracing::warn!(%error, "letters that were handled could not be taken away yet");
                 }
             }
@@ -280,12 +362,33 @@ impl Parking {
         if let Some(parked) = known.keys.get_mut(key) {
             parked.letters = parked.letters.saturating_sub(handled.len());
         }
+        drop(known);
+        self.freed.notify_waiters();
         Ok(are_gone)
     }
 
-    /// Lets a key go on.
-    pub(super) async fn open(&self, key: &str) {
-        self.known().await.keys.remove(key);
+    /// Lets a key go on, if none of its letters is left.
+    pub(super) async fn open(&self, key: &str) -> bool {
+        let mut known = self.known().await;
+        let is_done = |parked: &Parked| parked.letters + parked.keeping == 0;
+        let is_open = known.keys.get(key).is_none_or(is_done);
+        if is_open {
+            known.keys.remove(key);
+        }
+        is_open
+    }
+
+    /// Looks anew how many letters a key has: not all that were known of were there.
+    pub(super) async fn recount(&self, key: &str) {
+        let letters = self.list(&self.of_key(key)).await.len();
+        if let Some(parked) = self.known().await.keys.get_mut(key) {
+            parked.letters = letters;
+        }
+    }
+
+    fn of_key(&self, key: &str) -> DeadLetterFilter {
+        let (key, of) = (key.to_owned(), self.letters.home_queue().to_owned());
+        DeadLetterFilter::all().matching(move |letter| parked_key(letter, &of) == Some(&key))
     }
 
     /// The envelope of a letter as its handler gets it.
@@ -303,10 +406,19 @@ impl Parking {
     }
 
     async fn look(&self) -> Known {
+        let expected = self.expected.swap(0, Ordering::Relaxed);
+        let mut waited = Duration::ZERO;
+        // What was in hand at the loss may be on its way back.
+        while waited < COMING_BACK
+            && matches!(self.letters.count().await, Ok(count) if count < expected)
+        {
+            sleep(COMING_BACK / 20).await;
+            waited += COMING_BACK / 20;
+        }
         let letters = self.list(&DeadLetterFilter::all()).await;
         let mut known = Known { letters: letters.len() as u64, keys: HashMap::new() };
         for letter in &letters {
-            if let Some(key) = parked_key(letter.message()) {
+            if let Some(key) = self.parked_key(letter) {
                 let parked = known.keys.entry(key.to_owned()).or_default();
                 parked.letters += 1;
                 parked.next = number(letter).saturating_add(1).max(parked.next);

@@ -66,6 +66,7 @@ use std::sync::Arc;
 use postrider_core::{
     Address, Envelope, Error, ErrorKind, PublisherExt, PublisherOptions, Result, Transport,
 };
+use tokio::time::Instant;
 
 pub use self::{
     death::{DeadReason, Death},
@@ -117,6 +118,15 @@ impl DeadLetters {
     pub fn with_window(mut self, letters: u16) -> Self {
         self.window = letters.max(1);
         self
+    }
+
+    /// The queue whose dead letters they are.
+    pub(crate) fn home_queue(&self) -> &str {
+        &self.of
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        self.transport.env().now()
     }
 
     /// The queue that they are in.

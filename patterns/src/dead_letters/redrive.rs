@@ -191,7 +191,7 @@ impl<'a> Redriving<'a> {
             return Ok(());
         }
         if self.options.address.is_none()
-            && let Some(key) = parked_key(dead.message())
+            && let Some(key) = parked_key(dead, &self.letters.of)
         {
             self.drained.insert(key.to_owned());
             self.report.draining += 1;
@@ -252,23 +252,24 @@ impl DeadLetters {
     /// Has the letters of keys handled where they are: published again, each would come behind
     /// those that follow it. Nobody's hands may be full of them then.
     ///
-    /// Out of a full partition nothing comes, also no order to drain a key: there it lies among the
-    /// letters.
+    /// Out of a full partition nothing comes, also no order to drain a key: for one that may be full
+    /// it lies among the letters too.
     async fn drain(
         &self,
         publisher: &dyn Publisher,
         mut pace: Option<Pace>,
         keys: HashSet<String>,
     ) -> Result<()> {
-        let is_full = !keys.is_empty() && self.count().await? >= MOST_LETTERS;
+        let is_full = !keys.is_empty() && self.count().await? >= MOST_LETTERS / 2;
         for key in keys {
             if let Some(Pace { next, pause }) = &mut pace {
                 sleep_until(*next).await;
                 *next = self.transport.env().now().max(*next) + *pause;
             }
-            let queue = if is_full { &self.queue } else { &self.of };
-            let order = Envelope::new(Address::queue(queue.clone()), drain(&key));
-            publisher.publish(order).await?;
+            for queue in [&self.of, &self.queue].into_iter().take(1 + usize::from(is_full)) {
+                let order = Envelope::new(Address::queue(queue.clone()), drain(&key));
+                publisher.publish(order).await?;
+            }
         }
         Ok(())
     }
