@@ -54,6 +54,9 @@ impl Said {
     }
 }
 
+/// A protocol, and what the names of the broker's variables end with.
+type Target = (Protocol, &'static str);
+
 /// The workers of one test on a virtual host of its own.
 struct Workers {
     host: VirtualHost,
@@ -68,8 +71,8 @@ struct Process {
 }
 
 impl Workers {
-    async fn new(protocol: Protocol, arguments: &[&'static str]) -> Self {
-        let host = VirtualHost::new(protocol).await;
+    async fn new((protocol, broker): Target, arguments: &[&'static str]) -> Self {
+        let host = VirtualHost::new_on(protocol, broker).await;
         let transport = postrider::connect(&host.url("guest")).await.expect("a connection");
         let (said, _) = watch::channel(Said::default());
         Self { host, arguments: arguments.to_vec(), said, started: 0, transport }
@@ -159,9 +162,9 @@ impl Process {
     }
 }
 
-async fn sigterm_during_load(protocol: Protocol) {
+async fn sigterm_during_load(target: Target) {
     const TASKS: u32 = 400;
-    let mut workers = Workers::new(protocol, &[]).await;
+    let mut workers = Workers::new(target, &[]).await;
     let (mut first, mut second) = (workers.start().await, workers.start().await);
     workers.submit(&jobs(0..TASKS, 10)).await;
     workers.until(|said| said.by(0).filter(|line| line.starts_with("done")).count() >= 30).await;
@@ -187,8 +190,8 @@ async fn sigterm_during_load(protocol: Protocol) {
     workers.end().await;
 }
 
-async fn sigterm_with_a_task_that_does_not_end(protocol: Protocol) {
-    let mut workers = Workers::new(protocol, &["--deadline", "1"]).await;
+async fn sigterm_with_a_task_that_does_not_end(target: Target) {
+    let mut workers = Workers::new(target, &["--deadline", "1"]).await;
     let mut first = workers.start().await;
     workers.submit(&jobs(0..1, 3_600_000)).await;
     workers.until(|said| said.count("begun").contains_key(&0)).await;
@@ -207,9 +210,9 @@ async fn sigterm_with_a_task_that_does_not_end(protocol: Protocol) {
     workers.end().await;
 }
 
-async fn sigkill_of_a_worker_with_its_hands_full(protocol: Protocol) {
+async fn sigkill_of_a_worker_with_its_hands_full(target: Target) {
     const TASKS: u32 = 60;
-    let mut workers = Workers::new(protocol, &[]).await;
+    let mut workers = Workers::new(target, &[]).await;
     let mut first = workers.start().await;
     workers.submit(&jobs(0..TASKS, 100)).await;
     workers.until(|said| said.count("done").len() >= 10).await;
@@ -230,10 +233,10 @@ async fn sigkill_of_a_worker_with_its_hands_full(protocol: Protocol) {
     workers.end().await;
 }
 
-async fn a_task_that_crashes_each_worker(protocol: Protocol) {
+async fn a_task_that_crashes_each_worker(target: Target) {
     const TASKS: u32 = 40;
     const LIMIT: u32 = 6;
-    let mut workers = Workers::new(protocol, &["--delivery-limit", "6"]).await;
+    let mut workers = Workers::new(target, &["--delivery-limit", "6"]).await;
     let mut all = jobs(0..TASKS, 10);
     all[3].crash = true;
     let mut worker = workers.start().await;
@@ -265,22 +268,40 @@ async fn a_task_that_crashes_each_worker(protocol: Protocol) {
     workers.end().await;
 }
 
-macro_rules! over_both_protocols {
-    ($($name:ident),+ $(,)?) => {
-        mod amqp091 {
+macro_rules! on {
+    ($room:ident: $target:expr; $($name:ident),+ $(,)?) => {
+        mod $room {
+            use super::Protocol::{Amqp10, Amqp091};
+
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() { super::$name(super::Protocol::Amqp091).await; })+
-        }
-        mod amqp10 {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() { super::$name(super::Protocol::Amqp10).await; })+
+            async fn $name() { super::$name($target).await; })+
         }
     };
 }
 
-over_both_protocols!(
+on!(amqp091: (Amqp091, "");
     sigterm_during_load,
     sigterm_with_a_task_that_does_not_end,
     sigkill_of_a_worker_with_its_hands_full,
     a_task_that_crashes_each_worker,
+);
+
+on!(amqp10: (Amqp10, "");
+    sigterm_during_load,
+    sigterm_with_a_task_that_does_not_end,
+    sigkill_of_a_worker_with_its_hands_full,
+    a_task_that_crashes_each_worker,
+);
+
+// There what goes back counts as failed too, so that a crash takes its neighbours along.
+on!(amqp091_on_4_0: (Amqp091, "_40");
+    sigterm_during_load,
+    sigterm_with_a_task_that_does_not_end,
+    sigkill_of_a_worker_with_its_hands_full,
+);
+
+on!(amqp10_on_4_0: (Amqp10, "_40");
+    sigterm_during_load,
+    sigterm_with_a_task_that_does_not_end,
+    sigkill_of_a_worker_with_its_hands_full,
 );

@@ -20,14 +20,23 @@ pub(crate) enum Protocol {
 pub(crate) struct VirtualHost {
     name: String,
     protocol: Protocol,
+    /// What the names of the broker's variables end with.
+    broker: &'static str,
     management: Management,
 }
 
 impl VirtualHost {
+    /// One on RabbitMQ 4.3.
     pub(crate) async fn new(protocol: Protocol) -> Self {
+        Self::new_on(protocol, "").await
+    }
+
+    /// One on the broker whose variables end with `broker`.
+    pub(crate) async fn new_on(protocol: Protocol, broker: &'static str) -> Self {
         let name = format!("test-{}", postrider::Env::system().new_id());
-        let management = Management::new(&variable("POSTRIDER_AMQP_MANAGEMENT_URL"));
-        let host = Self { name, protocol, management };
+        let management =
+            Management::new(&variable(&format!("POSTRIDER_AMQP_MANAGEMENT_URL{broker}")));
+        let host = Self { name, protocol, broker, management };
         host.management.make_virtual_host(&host.name).await.expect("a virtual host");
         host.management.make_user(&host.name).await.expect("a user");
         for user in [&host.name, "guest"] {
@@ -48,10 +57,11 @@ impl VirtualHost {
 
     /// That URL for a client of either protocol.
     pub(crate) fn url_by(&self, protocol: Protocol, user: &str) -> String {
-        let (scheme, url) = match protocol {
-            Protocol::Amqp091 => ("amqp", variable("POSTRIDER_AMQP_URL")),
-            Protocol::Amqp10 => ("amqp10", variable("POSTRIDER_AMQP10_URL")),
+        let (scheme, of_protocol) = match protocol {
+            Protocol::Amqp091 => ("amqp", "POSTRIDER_AMQP_URL"),
+            Protocol::Amqp10 => ("amqp10", "POSTRIDER_AMQP10_URL"),
         };
+        let url = variable(&format!("{of_protocol}{}", self.broker));
         let (_, host) = url.rsplit_once('@').expect("a URL with credentials");
         format!("{scheme}://{user}:{user}@{host}/{}", self.name)
     }

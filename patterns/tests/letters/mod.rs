@@ -29,6 +29,7 @@ pub(crate) const FUNCTIONS: &[(&str, Function)] = functions! {
         a_handler_that_never_returns_is_kept_after_its_tries,
         tries_go_on_counting_in_another_worker,
         tries_are_counted_over_all_instances,
+        a_dead_letter_that_finds_no_room_waits_for_it,
         unknown_types_neither_jam_the_queue_nor_vanish,
         what_cannot_be_decoded_is_kept_and_not_acknowledged_away,
         stopping_a_worker_dead_letters_nothing;

@@ -5,7 +5,10 @@ use std::{
     time::Duration,
 };
 
-use postrider_core::{Address, Envelope, Message, PublisherExt, PublisherOptions, Transport};
+use postrider_core::{
+    Address, Binding, ConsumerOptions, Envelope, Message, Overflow, PublisherExt, PublisherOptions,
+    Queue, Topology, Transport,
+};
 use postrider_patterns::{
     Context, DeadReason, ErrorClass, HandlerError, Jitter, RetryPolicy, Tries, codes, headers,
 };
@@ -311,4 +314,51 @@ pub(crate) async fn stopping_a_worker_dead_letters_nothing(world: World) {
     assert_eq!(numbers, (0..10).collect::<Vec<_>>());
     assert_eq!(world.letters(&transport).count().await.unwrap(), 0);
     assert_eq!(running.stats().dead_lettered, 0);
+}
+
+pub(crate) async fn a_dead_letter_that_finds_no_room_waits_for_it(world: World) {
+    let transport = world.transport().await;
+    let (begun, mut begins) = mpsc::unbounded_channel();
+    let running = world
+        .worker()
+        .on(move |_job: Job, _| {
+            let told = begun.send(());
+            async move {
+                told?;
+                Err(HandlerError::invalid("never"))
+            }
+        })
+        .start(&transport)
+        .await
+        .unwrap();
+    // Somebody else has made the queue of dead letters anew, and it is full.
+    let dead = world.naming.dead_letter_queue(&world.queue());
+    let full =
+        Queue::classic(dead.clone()).with_max_length(1).with_overflow(Overflow::RejectPublish);
+    transport.remove(&Topology::new().queue(full.clone())).await.unwrap();
+    let bound = Binding::queue(world.naming.dead_letter_exchange(), dead.clone(), dead.clone());
+    transport.declare(&Topology::new().queue(full).bind(bound)).await.unwrap();
+    let publisher = transport.publisher(PublisherOptions::default()).await.unwrap();
+    let filling = Envelope::new(Address::queue(dead.clone()), Message::new("full"));
+    publisher.publish(filling).await.unwrap();
+
+    world.tasks(&transport).await.submit(&Job { number: 1 }).await.unwrap();
+    soon(begins.recv()).await.unwrap();
+    let options = ConsumerOptions::default().with_prefetch(1);
+    let mut consumer = transport.consumer(&dead, options).await.unwrap();
+    let first = soon(consumer.recv()).await.unwrap().unwrap();
+    assert_eq!(first.message().body, "full");
+    first.ack();
+    // Its next try finds room; it was not handled again for that.
+    let letter = soon(consumer.recv()).await.unwrap().unwrap();
+    let why = letter.message().headers.get(headers::ERROR_MESSAGE).unwrap();
+    assert_eq!(why.as_text(), Some("never"));
+    letter.ack();
+    drop(consumer);
+    while running.stats().dead_lettered == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(begins.try_recv().is_err());
+    running.stop(SOON).await;
+    transport.remove(&Topology::new().queue(Queue::classic(dead))).await.unwrap();
 }

@@ -47,7 +47,8 @@ pub(crate) const FUNCTIONS: &[Named<World>] = functions! {
         a_drain_names_what_it_did_not_finish;
     sharing:
         workers_share_the_tasks_of_a_queue,
-        the_higher_priority_goes_first;
+        the_higher_priority_goes_first,
+        many_of_a_higher_priority_are_done_earlier;
     losses:
         the_submitters_loss_ends_its_handles_and_not_the_tasks,
         a_worker_that_is_lost_costs_a_try;

@@ -62,3 +62,38 @@ pub(crate) async fn the_higher_priority_goes_first(world: World) {
         assert_eq!(order.len(), 4);
     }
 }
+
+/// Where there are two levels only, the higher one has its turn twice as often.
+pub(crate) async fn many_of_a_higher_priority_are_done_earlier(world: World) {
+    const EACH: u32 = 40;
+    let transport = world.transport().await;
+    let tasks = world.tasks(&transport).await;
+    for (first, priority) in [(0, 0), (EACH, 9)] {
+        for number in first..first + EACH {
+            let options = SubmitOptions::default().with_priority(priority);
+            tasks.submit_with(&Job { number }, options).await.unwrap();
+        }
+    }
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&order);
+    let worker = world.worker().on_result(move |job: Job, _context| {
+        seen.lock().unwrap().push(job.number);
+        async move { Ok(job.number) }
+    });
+    let running = worker.start(&transport).await.unwrap();
+    comes_to(&running, |stats| stats.acked == u64::from(2 * EACH)).await;
+    let order = order.lock().unwrap().clone();
+    let places = |is_high: bool| {
+        let of_level = order.iter().zip(0_u32..).filter(|(job, _)| (**job >= EACH) == is_high);
+        of_level.map(|(_, place)| place).sum::<u32>()
+    };
+    assert!(places(true) + EACH * EACH / 4 < places(false), "{order:?}");
+
+    let highest = transport.capabilities().priority_levels.max(10) - 1;
+    let too_high = SubmitOptions::default().with_priority(highest + 1);
+    let refused = tasks.submit_with(&Job { number: 0 }, too_high).await.unwrap_err();
+    assert!(refused.to_string().contains(&format!("{highest} here")), "{refused}");
+    let highest = SubmitOptions::default().with_priority(highest);
+    tasks.submit_with(&Job { number: 1_000 }, highest).await.unwrap();
+    comes_to(&running, |stats| stats.acked == u64::from(2 * EACH + 1)).await;
+}
