@@ -269,24 +269,22 @@ async fn a_task_that_crashes_each_worker(target: Target) {
 }
 
 macro_rules! on {
-    ($room:ident: $target:expr; $($name:ident),+ $(,)?) => {
+    ($room:ident: $protocol:ident, $broker:literal; $($name:ident),+ $(,)?) => {
         mod $room {
-            use super::Protocol::{Amqp10, Amqp091};
-
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() { super::$name($target).await; })+
+            async fn $name() { super::$name((super::Protocol::$protocol, $broker)).await; })+
         }
     };
 }
 
-on!(amqp091: (Amqp091, "");
+on!(amqp091: Amqp091, "";
     sigterm_during_load,
     sigterm_with_a_task_that_does_not_end,
     sigkill_of_a_worker_with_its_hands_full,
     a_task_that_crashes_each_worker,
 );
 
-on!(amqp10: (Amqp10, "");
+on!(amqp10: Amqp10, "";
     sigterm_during_load,
     sigterm_with_a_task_that_does_not_end,
     sigkill_of_a_worker_with_its_hands_full,
@@ -294,13 +292,13 @@ on!(amqp10: (Amqp10, "");
 );
 
 // There what goes back counts as failed too, so that a crash takes its neighbours along.
-on!(amqp091_on_4_0: (Amqp091, "_40");
+on!(amqp091_on_4_0: Amqp091, "_40";
     sigterm_during_load,
     sigterm_with_a_task_that_does_not_end,
     sigkill_of_a_worker_with_its_hands_full,
 );
 
-on!(amqp10_on_4_0: (Amqp10, "_40");
+on!(amqp10_on_4_0: Amqp10, "_40";
     sigterm_during_load,
     sigterm_with_a_task_that_does_not_end,
     sigkill_of_a_worker_with_its_hands_full,
