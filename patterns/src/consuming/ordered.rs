@@ -302,6 +302,7 @@ impl<P: Process> Turn<P> {
         let why = format!("an event of '{key}' before this one was given up");
         let error = HandlerError::transient(why).with_code(codes::KEY_PARKED);
         loop {
+            let freed = self.partition.freed();
             match self.unless_stopped(self.partition.place(Some(key), true)).await {
                 None => return Some(End::Released),
                 Some(Place::NotParked) => return None,
@@ -309,7 +310,7 @@ impl<P: Process> Turn<P> {
                     return Some(self.keep_at(number, envelope, info, &error).await);
                 }
                 Some(Place::Full) => {
-                    if self.make_room(info).await == Room::NoMore {
+                    if self.make_room(info, freed).await == Room::NoMore {
                         return Some(End::Released);
                     }
                 }
@@ -318,7 +319,7 @@ impl<P: Process> Turn<P> {
     }
 
     /// Waits a while for room, or makes some by draining the keys that are to be drained.
-    async fn make_room(&self, info: &DeliveryInfo) -> Room {
+    async fn make_room(&self, info: &DeliveryInfo, freed: impl Future<Output = ()>) -> Room {
         match self.unless_stopped(self.partition.look_for_orders()).await {
             None => return Room::NoMore,
             Some(Look::Room) => {}
@@ -330,7 +331,7 @@ impl<P: Process> Turn<P> {
                 }
             }
             Some(Look::Nothing) => {
-                if self.unless_stopped(self.partition.freed()).await.is_none() {
+                if self.unless_stopped(freed).await.is_none() {
                     return Room::NoMore;
                 }
             }
@@ -383,13 +384,14 @@ impl<P: Process> Turn<P> {
         error: &HandlerError,
     ) -> End {
         loop {
+            let freed = self.partition.freed();
             match self.unless_stopped(self.partition.place(self.key.as_deref(), false)).await {
                 None => return End::Released,
                 Some(Place::Number(number)) => {
                     return self.keep_at(number, envelope, info, error).await;
                 }
                 Some(Place::Full | Place::NotParked) => {
-                    if self.make_room(info).await == Room::NoMore {
+                    if self.make_room(info, freed).await == Room::NoMore {
                         return End::Released;
                     }
                 }

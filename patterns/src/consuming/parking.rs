@@ -194,8 +194,10 @@ impl Parking {
             Err(error) if error.kind() == ErrorKind::NotFound => 0,
             Err(_unknown) => return false,
         };
-        self.known().await.letters = count;
-        count < MOST_LETTERS
+        let mut known = self.known().await;
+        let keeping: usize = known.keys.values().map(|parked| parked.keeping).sum();
+        known.letters = count + keeping as u64;
+        known.letters < MOST_LETTERS
     }
 
     /// A place for an event among the letters, for [`keep`](Self::keep); of one that `follows` those
@@ -230,7 +232,7 @@ impl Parking {
     /// letters, because nothing more comes out of a partition whose front waits. One at a time
     /// looks, and not more often than makes sense.
     pub(super) async fn look_for_orders(&self) -> Look<'_> {
-        let mut looking = self.looking.lock().await;
+        let Ok(mut looking) = self.looking.try_lock() else { return Look::Nothing };
         if self.known().await.letters < MOST_LETTERS {
             return Look::Room;
         }
@@ -248,9 +250,12 @@ impl Parking {
         if keys.is_empty() { Look::Nothing } else { Look::Orders(keys, looking) }
     }
 
-    /// Waits until letters were taken away, or for a while.
-    pub(super) async fn freed(&self) {
-        let _in_time = timeout(PAUSE_FOR_ROOM, self.freed.notified()).await;
+    /// Is done when letters were taken away since it was made, or after a while.
+    pub(super) fn freed(&self) -> impl Future<Output = ()> {
+        let freed = self.freed.notified();
+        async move {
+            let _in_time = timeout(PAUSE_FOR_ROOM, freed).await;
+        }
     }
 
     /// Keeps a dead letter at its [place](Self::place), as [`Keeper::keep`]; the last of its key,
@@ -346,6 +351,8 @@ impl Parking {
                         break false;
                     }
                 }
+                // With their queue they are gone.
+                Err(error) if error.kind() == ErrorKind::NotFound => break true,
                 Err(error) if !error.is_retryable() && error.kind() != ErrorKind::TimedOut => {
                     return Err(error);
                 }
@@ -378,11 +385,14 @@ impl Parking {
         is_open
     }
 
-    /// Looks anew how many letters a key has: not all that were known of were there.
+    /// Looks anew how many letters a key has: not all that were known of were there. What is kept
+    /// meanwhile counts beside them.
     pub(super) async fn recount(&self, key: &str) {
-        let letters = self.list(&self.of_key(key)).await.len();
+        let letters = |known: &Known| known.keys.get(key).map_or(0, |parked| parked.letters);
+        let expected = letters(&*self.known().await);
+        let found = self.list(&self.of_key(key)).await.len();
         if let Some(parked) = self.known().await.keys.get_mut(key) {
-            parked.letters = letters;
+            parked.letters = parked.letters.saturating_sub(expected.saturating_sub(found));
         }
     }
 
@@ -406,16 +416,24 @@ impl Parking {
     }
 
     async fn look(&self) -> Known {
-        let expected = self.expected.swap(0, Ordering::Relaxed);
+        let expected = self.expected.load(Ordering::Relaxed);
         let mut waited = Duration::ZERO;
         // What was in hand at the loss may be on its way back.
-        while waited < COMING_BACK
-            && matches!(self.letters.count().await, Ok(count) if count < expected)
-        {
+        while expected > 0 && waited < COMING_BACK {
+            match self.letters.count().await {
+                Ok(count) if count >= expected => break,
+                Err(error) if error.kind() == ErrorKind::NotFound => break,
+                _fewer_or_unknown => {}
+            }
             sleep(COMING_BACK / 20).await;
             waited += COMING_BACK / 20;
         }
+        if let Ok(count) = self.letters.count().await {
+            // They are in these hands until it is done, or dropped.
+            self.expected.fetch_max(count, Ordering::Relaxed);
+        }
         let letters = self.list(&DeadLetterFilter::all()).await;
+        self.expected.store(0, Ordering::Relaxed);
         let mut known = Known { letters: letters.len() as u64, keys: HashMap::new() };
         for letter in &letters {
             if let Some(key) = self.parked_key(letter) {

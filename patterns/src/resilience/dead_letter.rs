@@ -108,6 +108,8 @@ impl Keeper {
             if let Some((key, number)) = parked {
                 letter.message.headers.set(headers::PARKED_KEY, key.to_owned());
                 letter.message.headers.set(headers::PARKED_NUMBER, number);
+                // A death in the partition would say that the broker gave it up.
+                letter.message.headers.remove("x-death");
             }
             if is_short {
                 for name in DETAILS {
