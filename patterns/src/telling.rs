@@ -2,13 +2,20 @@
 
 use std::{sync::Arc, time::Duration};
 
-use postrider_core::{Envelope, Publisher, PublisherOptions, Result, Transport};
-use tokio::sync::{mpsc, oneshot};
+use postrider_core::{Envelope, ErrorKind, Publisher, PublisherOptions, Result, Transport};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::sleep,
+};
 
 use crate::publishing::stored_or_unwanted;
 
 /// How long the broker may take for one message.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often, and after which pause, what must be said is said again where it was refused.
+const AGAIN: usize = 5;
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// How many messages may wait; more are dropped.
 const ROOM: usize = 256;
@@ -50,12 +57,25 @@ impl Telling {
     }
 }
 
+async fn once(publisher: &dyn Publisher, envelope: Envelope) -> Result<()> {
+    match publisher.send(envelope).await {
+        Ok(confirm) => stored_or_unwanted(confirm.await),
+        Err(error) => Err(error),
+    }
+}
+
 async fn say(publisher: Arc<dyn Publisher>, mut words: mpsc::Receiver<Word>) {
     while let Some(Word { envelope, outcome }) = words.recv().await {
-        let said = match publisher.send(envelope).await {
-            Ok(confirm) => stored_or_unwanted(confirm.await),
-            Err(error) => Err(error),
-        };
+        let mut said = once(&*publisher, envelope.clone()).await;
+        // The queue of a listener that is just going refuses, and the others may have heard it. That
+        // they hear it twice is no harm.
+        for _again in 0..if outcome.is_some() { AGAIN } else { 0 } {
+            if !said.as_ref().is_err_and(|error| error.kind() == ErrorKind::Rejected) {
+                break;
+            }
+            sleep(PAUSE).await;
+            said = once(&*publisher, envelope.clone()).await;
+        }
         match (outcome, said) {
             (Some(outcome), said) => {
                 let _nobody_waits = outcome.send(said);
