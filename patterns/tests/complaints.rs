@@ -41,6 +41,9 @@ const FUNCTIONS: &[Named<World>] = functions![
     a_slow_task_holds_up_only_its_own_place,
 ];
 
+const OVER_A_NETWORK: &[Named<World>] =
+    functions![nothing_hangs_that_starts_or_publishes_while_the_broker_is_away];
+
 fn main() -> ExitCode {
-    suite::main(FUNCTIONS, &[])
+    suite::main_with(FUNCTIONS, &[], OVER_A_NETWORK)
 }

@@ -126,9 +126,20 @@ mod on_rabbitmq {
 }
 
 /// Runs those of `everywhere` on every broker, those of `only_in_memory` there.
+#[allow(dead_code, reason = "some targets have functions that need a network")]
 pub(crate) fn main<W: World>(
     everywhere: &'static [Named<W>],
     only_in_memory: &'static [Named<W>],
+) -> ExitCode {
+    main_with(everywhere, only_in_memory, &[])
+}
+
+/// As [`main`]; those of `over_a_network` run on RabbitMQ alone.
+#[cfg_attr(not(feature = "live-broker"), allow(unused_variables, reason = "there is no network"))]
+pub(crate) fn main_with<W: World>(
+    everywhere: &'static [Named<W>],
+    only_in_memory: &'static [Named<W>],
+    over_a_network: &'static [Named<W>],
 ) -> ExitCode {
     let mut arguments = Arguments::from_args();
     // They wait more than they compute.
@@ -143,5 +154,7 @@ pub(crate) fn main<W: World>(
     let mut trials: Vec<_> = in_memory.collect();
     #[cfg(feature = "live-broker")]
     trials.extend(on_rabbitmq::trials(everywhere));
+    #[cfg(feature = "live-broker")]
+    trials.extend(on_rabbitmq::trials(over_a_network));
     libtest_mimic::run(&arguments, trials).exit_code()
 }

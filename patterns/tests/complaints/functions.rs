@@ -8,14 +8,19 @@ use std::{
     time::Duration,
 };
 
+use futures_util::StreamExt;
 use postrider_core::{
     Address, Envelope, ErrorKind, Exchange, HeaderValue, Headers, Message, PublisherExt,
-    PublisherOptions, Queue, Topology, Transport,
+    PublisherOptions, Queue, Topology, Transport, TransportEvent,
 };
 use postrider_patterns::{
-    Context, Deduplicate, HandlerError, RetryPolicy, SubmitOptions, Subscription,
+    Context, Deduplicate, HandlerError, RetryPolicy, RpcServer, Service, SubmitOptions,
+    Subscription,
 };
-use tokio::sync::{Barrier, Semaphore, mpsc};
+use tokio::{
+    sync::{Barrier, Semaphore, mpsc},
+    time::timeout,
+};
 
 use crate::world::{Handled, Job, Paid, SOON, World, letters_come_to, soon, until};
 
@@ -342,4 +347,53 @@ pub(crate) async fn a_slow_task_holds_up_only_its_own_place(world: &World) {
     handled.comes_to(TASKS as usize).await;
     let report = running.stop(Duration::ZERO).await;
     assert_eq!(report.released, 1);
+}
+
+/// `MassTransit` 1760, 2260, 2722 and 6191: a start or a publish waits for ever, and hears no call to
+/// end.
+pub(crate) async fn nothing_hangs_that_starts_or_publishes_while_the_broker_is_away(world: &World) {
+    // The transports' own limit is 30 seconds.
+    const IN_TIME: Duration = Duration::from_secs(45);
+    let (proxy, transport) = world.through_proxy().await;
+    let (bus, tasks) = (world.bus(&transport).await, world.tasks(&transport).await);
+    let worker = || world.worker().on(|_job: Job, _| async { Ok(()) });
+    let paid = || Subscription::durable("billing", "paid").on(|_: Paid, _| async { Ok(()) });
+    let calls = RpcServer::new("idle").naming(world.naming.clone());
+    let calls = calls.method_named("ping", |(): (), _| async { Ok("pong") });
+    let service = Service::new("service", &transport).worker(worker());
+    let mut events = transport.events();
+    proxy.refuse();
+    proxy.cut();
+    let is_lost =
+        async { while !matches!(events.next().await, Some(TransportEvent::Lost { .. })) {} };
+    soon(is_lost).await;
+    let is_away = |error: postrider_core::Error| assert!(error.is_retryable(), "{error}");
+    // Whoever does not wait for the end is free to go.
+    if let Ok(ended) = timeout(Duration::from_millis(10), worker().start(&transport)).await {
+        is_away(ended.unwrap_err());
+    }
+    let (job, event) = (Job { number: 1 }, Paid { order: 1 });
+    let all = async {
+        tokio::join!(
+            async { is_away(worker().start(&transport).await.unwrap_err()) },
+            async { is_away(bus.subscribe(paid()).await.unwrap_err()) },
+            async { is_away(calls.start(&transport).await.unwrap_err()) },
+            async { is_away(service.start().await.unwrap_err()) },
+            async { assert!(bus.publish(&event).await.is_err()) },
+            async { assert!(tasks.submit(&job).await.is_err()) },
+        )
+    };
+    timeout(IN_TIME, all).await.expect("each has its end in time");
+    proxy.heal();
+    let running = timeout(SOON, async {
+        loop {
+            match worker().start(&transport).await {
+                Ok(running) => return running,
+                Err(error) => is_away(error),
+            }
+        }
+    });
+    let running = running.await.expect("in time");
+    timeout(SOON, tasks.submit(&job)).await.expect("in time").unwrap();
+    until(|| running.stats().acked >= 1, || format!("{:?}", running.stats())).await;
 }

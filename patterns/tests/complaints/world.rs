@@ -11,7 +11,10 @@ use postrider_core::{Env, Exchange, Queue, Topology, Transport};
 use postrider_patterns::{
     DeadLetters, Event, EventBus, Jitter, Naming, RetryPolicy, Task, WorkQueue, Worker,
 };
-use postrider_testkit::harness::{Connection, TestBroker};
+use postrider_testkit::{
+    harness::{Connection, Route, TestBroker},
+    proxy::FaultProxy,
+};
 use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
 
@@ -80,6 +83,14 @@ impl suite::World for World {
 }
 
 impl World {
+    /// A connection whose network can be made to fail.
+    pub(crate) async fn through_proxy(&self) -> (FaultProxy, Arc<dyn Transport>) {
+        let broker = self.broker.address().expect("a broker behind a network");
+        let proxy = FaultProxy::start(broker).await.unwrap();
+        let route = Route { address: Some(proxy.address()), ..Route::default() };
+        (proxy, self.broker.connect_by(&route).await.unwrap().transport)
+    }
+
     pub(crate) async fn connect(&self) -> Connection {
         self.broker.connect().await.unwrap()
     }
