@@ -1,4 +1,4 @@
-use std::{future::pending, time::Duration};
+use std::time::Duration;
 
 use tokio::{task::JoinHandle, time::sleep};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -48,18 +48,19 @@ pub(super) async fn leave_all(
 async fn tell(announcer: Announcer, monitor: ServiceMonitor, stop: CancellationToken) {
     let at_start = announcer.health();
     let telling = async {
+        let mut told = None;
         loop {
             let health = match health_of(&monitor.health()) {
                 InstanceHealth::Healthy => at_start.clone(),
                 other => other,
             };
-            if let Err(error) = announcer.set_health(health) {
-                // The names of its parts are too long for the reason.
-                tracing::warn!(%error, "the service is announced without a reason");
-                let unhealthy = InstanceHealth::Unhealthy("see its health".to_owned());
-                if announcer.set_health(unhealthy).is_err() {
-                    pending::<()>().await;
+            if told.as_ref() != Some(&health) {
+                // The names of its parts may be too long for the reason.
+                let said = announcer.set_health(health.clone());
+                if let Err(error) = said.or_else(|_| announcer.set_health(in_brief(&health))) {
+                    tracing::warn!(%error, "the announcement is too large to say how it fares");
                 }
+                told = Some(health);
             }
             sleep(LOOK).await;
         }
@@ -67,6 +68,16 @@ async fn tell(announcer: Announcer, monitor: ServiceMonitor, stop: CancellationT
     stop.run_until_cancelled(telling).await;
     if let Err(error) = announcer.leave().await {
         tracing::warn!(%error, "the goodbye was not heard: the lease ends the announcement");
+    }
+}
+
+/// The same, with less of a reason.
+fn in_brief(health: &InstanceHealth) -> InstanceHealth {
+    let reason = "see its own health".to_owned();
+    match health {
+        InstanceHealth::Healthy => InstanceHealth::Healthy,
+        InstanceHealth::Degraded(_) => InstanceHealth::Degraded(reason),
+        InstanceHealth::Unhealthy(_) => InstanceHealth::Unhealthy(reason),
     }
 }
 
